@@ -1,0 +1,137 @@
+"""Functional losses: what a picture, a Gaussian or an offset field is judged by.
+
+Everything here is a pure function of tensors, differentiable, and works on any device.
+
+Shape legend: images (..., H, W, C) in [0, 1]; masks (..., H, W, 1) in [0, 1]; V vertices, E edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avtool.errors import AvtoolError
+
+__all__ = ["arap", "l1", "load_lpips", "mesh_edges", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+
+# Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
+SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
+
+
+def _weighted_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of values (..., H, W, C), weighted by a mask (..., H, W, 1) when there is one."""
+    if mask is None:
+        return values.mean()
+    weight = mask.expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def l1(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of two images (..., H, W, C); with a mask, over the masked pixels only."""
+    return _weighted_mean((a - b).abs(), mask)
+
+
+@lru_cache(maxsize=16)
+def _blur_matrix(size: int, device: torch.device) -> Tensor:
+    """A (size - 10, size) band matrix that applies the SSIM window along one axis ("valid" borders)."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window = window / window.sum()
+    rows = torch.arange(size - SSIM_WINDOW + 1)
+    matrix = torch.zeros(len(rows), size, dtype=torch.float64)
+    matrix.scatter_(1, rows[:, None] + torch.arange(SSIM_WINDOW), window.expand(len(rows), -1))
+    return matrix.float().to(device)
+
+
+def _blur(images: Tensor) -> Tensor:
+    """Gaussian window over (..., H, W) as two band-matrix products: faster on a CPU than a depthwise convolution."""
+    rows = _blur_matrix(images.shape[-2], images.device).to(images.dtype)
+    cols = _blur_matrix(images.shape[-1], images.device).to(images.dtype)
+    return rows @ (images @ cols.T)
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity per pixel of two images (..., H, W, C): (..., H - 10, W - 10, C) (Wang et al. 2004)."""
+    if min(a.shape[-3:-1]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape)}")
+    x, y = a.movedim(-1, -3), b.movedim(-1, -3)
+    mean_x, mean_y, xx, yy, xy = _blur(torch.stack((x, y, x * x, y * y, x * y)))
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
+    return (luminance * structure).movedim(-3, -1)
+
+
+def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean structural similarity of two images (..., H, W, C); a mask (..., H, W, 1) weighs the window centers."""
+    border = SSIM_WINDOW // 2
+    inner = None if mask is None else mask[..., border:-border, border:-border, :]
+    return _weighted_mean(ssim_map(a, b), inner)
+
+
+def mse_to_psnr(mse: Tensor | float) -> float:
+    """Peak signal-to-noise ratio in dB for images in [0, 1]."""
+    return float(-10 * torch.log10(torch.as_tensor(mse).clamp_min(1e-10)))
+
+
+def threshold_l2(values: Tensor, threshold: float) -> Tensor:
+    """Mean length of what exceeds a threshold: values (..., D), per row |relu(values - threshold)|_2.
+
+    The max() regularizers of HeadGAP eq. 7, in the form GaussianAvatars uses: below the threshold nothing is pulled.
+    """
+    excess = F.relu(values - threshold)
+    # Not .norm(): its gradient at exactly zero, where nearly all rows are, is NaN on some back ends.
+    return (excess.square().sum(-1) + 1e-12).sqrt().mean()
+
+
+def mesh_edges(faces: Tensor) -> Tensor:
+    """The unique undirected edges (E, 2) of triangles (F, 3)."""
+    pairs = torch.cat((faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]))
+    return torch.unique(pairs.sort(dim=1).values, dim=0)
+
+
+def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
+    """As-rigid-as-possible energy of vertex offsets (..., V, 3) on a template (V, 3) with edges (E, 2).
+
+    Sorkine and Alexa 2007 with the local rotation linearized, R = I + [w]x: w then has a closed form whose matrix
+    depends on the template alone, so no SVD is needed, and flat neighborhoods stay well conditioned. Good for offsets
+    that are small against the head (rotations under about 20 degrees). The energy is divided by the mean squared edge
+    length, so it has no unit.
+    """
+    ends = torch.cat((edges, edges.flip(1)))
+    center, other = ends[:, 0], ends[:, 1]
+    edge = template[other] - template[center]
+    change = offsets[..., other, :] - offsets[..., center, :]
+    eye = torch.eye(3, dtype=template.dtype, device=template.device)
+    square = edge.square().sum(-1)
+    moment = square[:, None, None] * eye - edge[:, :, None] * edge[:, None, :]
+    normal = torch.zeros(len(template), 3, 3, dtype=template.dtype, device=template.device).index_add(0, center, moment)
+    scale = square.mean()
+    torque = torch.linalg.cross(edge.expand_as(change), change, dim=-1)
+    torques = torch.zeros_like(offsets).index_add(-2, center, torque)
+    # The small ridge keeps vertices with collinear or no neighbors solvable.
+    spin = torch.linalg.solve(normal + 1e-3 * scale * eye, torques[..., None])[..., 0]
+    rest = change - torch.linalg.cross(spin[..., center, :], edge.expand_as(change), dim=-1)
+    return rest.square().sum(-1).mean() / scale
+
+
+def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (VGG) as a function of two images (B, H, W, 3) -> mean distance; loaded only when it is asked for."""
+    hint = "Train without it (weight lpips: 0), or install lpips and torchvision with the VGG16 weights in the torch hub cache."
+    try:
+        import lpips
+    except ImportError as error:
+        raise AvtoolError("The LPIPS loss needs the package lpips, which is not installed.", hint) from error
+    try:
+        network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AvtoolError(f"The VGG16 backbone of LPIPS could not be loaded: {error}", hint) from error
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return network(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2), normalize=True).mean()
+
+    return distance
