@@ -1,0 +1,1 @@
+"""File formats of others: 3DGS point clouds (ply) and nerfstudio or VHAP data sets (transforms)."""
