@@ -1,0 +1,111 @@
+"""The avtool program: registers the commands, and is the one place where errors become exit codes.
+
+Exit codes: 0 done, 1 failed while working, 2 wrong usage, 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import AvtoolError
+
+COMMANDS = ("track", "init-points", "train-prior", "invert", "finetune", "reenact", "eval")
+
+HELP = """Make a head avatar from a few photos of a person, and drive it with a video.
+
+The usual order is track, invert, finetune, reenact; every command says more with --help.
+
+Example: avtool track photos/ -o track.json
+"""
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"avtool {__version__}\n")
+        raise typer.Exit()
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def build_app() -> typer.Typer:
+    """The command tree; also read by the man page generator."""
+    app = typer.Typer(
+        name="avtool", help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback(help=HELP)(_root)
+    for name in COMMANDS:
+        module_name = f"avtool.commands.{name.replace('-', '_')}"
+        if importlib.util.find_spec(module_name) is None:
+            continue
+        module = importlib.import_module(module_name)
+        app.command(name, no_args_is_help=False)(getattr(module, f"{name.replace('-', '_')}_command"))
+    return app
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+
+
+def _explain(error: BaseException) -> str:
+    """One line for an error: what happened and what to do next."""
+    if isinstance(error, AvtoolError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory (use fewer or smaller images, or a smaller preset)"
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or error} (check the path, its permissions and the free disk space)"
+    if isinstance(error, ValueError):
+        return str(error) or "a value is not valid (rerun with --verbose for details)"
+    return f"unexpected {type(error).__name__}: {error} (this is a bug: rerun with --verbose and report the output)"
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the program and exits the process with its code."""
+    # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long.
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    signal.signal(signal.SIGTERM, _terminate)
+    args = sys.argv[1:] if args is None else args
+    try:
+        build_app()(args, prog_name="avtool")
+    except SystemExit as stop:
+        if stop.code == 130:
+            _say("avtool: interrupted; what was saved is complete")
+        raise
+    except KeyboardInterrupt:
+        _say("avtool: interrupted; what was saved is complete")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our standard output has gone: nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # the border: every other error becomes one line and exit code 1
+        if "--verbose" in args or "-v" in args:
+            traceback.print_exc()
+        _say(f"avtool: error: {_explain(error)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
