@@ -1,0 +1,130 @@
+"""One synthetic person: shape, look, light, and the meshes that draw them in any pose.
+
+Shapes: I identity coefficients, V head vertices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from avtool.head import HeadModel
+from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels
+from avtool.synth.draw import Material, Mesh, vertex_normals
+from avtool.synth.garment import Garment, dress
+from avtool.synth.hair import Shells, beard, head_hair
+from avtool.synth.lighting import Lighting, MeshSmoother, sample_lighting
+from avtool.synth.look import Look, sample_look
+from avtool.synth.textures import eye_texture, lash_texture, skin_texture, teeth_texture
+
+IDENTITY_SD = 0.85  # of the unit-variance shape space: plausible people, no caricature
+TEXTURE_SIZE = 1024  # of MakeHuman's whole UV: about 0.8 mm a texel on the face
+EYE_EXTENT = 0.013  # metres from the eye's axis to the border of its texture
+EYE = Material(specular=0.9, power=260.0, wrap=0.3, dim=1.0)
+TEETH = Material(specular=0.12, power=60.0, wrap=0.35, dim=0.95)
+LASH = Material(specular=0.0, wrap=0.4, casts_shadow=False)
+
+
+@dataclass
+class _Part:
+    """Some triangles of the head with their own texture."""
+
+    used: np.ndarray
+    faces: np.ndarray
+    uv: np.ndarray
+    uv_faces: np.ndarray
+
+    def mesh(self, vertices: np.ndarray, normals: np.ndarray, texture: np.ndarray, material: Material, **kwargs: object) -> Mesh:
+        return Mesh(vertices[self.used], self.faces, self.uv, self.uv_faces, texture, material, normals=normals[self.used], **kwargs)
+
+
+class HeadParts:
+    """What all people share: skin, eyes, teeth and lashes of the head model as parts with texture coordinates."""
+
+    def __init__(self, head: SynthHead, texture_size: int = TEXTURE_SIZE):
+        self.head = head
+        self.texels: Texels = head.texels(texture_size)
+        chosen = head.region_faces(*SKIN_REGIONS)
+        used, faces = head.submesh(chosen)
+        self.skin = _Part(used, faces, head.uv, head.uv_faces[chosen])
+        self.smoother = MeshSmoother(faces, len(used))
+        self.eyes = [self._eye(side) for side in ("l", "r")]
+        self.teeth = [self._teeth(name) for name in ("teeth_up", "teeth_lo") if len(head.region_faces(name))]
+        self.lashes = [self._lashes(side) for side in ("l", "r") if len(head.region_faces(f"lash_{side}"))]
+
+    def _eye(self, side: str) -> _Part:
+        used, faces = self.head.submesh(self.head.region_faces(f"eye_{side}"))
+        points = self.head.template[used]
+        center = (points.max(0) + points.min(0)) / 2
+        uv = 0.5 + (points - center)[:, :2] / (2 * EYE_EXTENT)
+        return _Part(used, faces, uv.astype(np.float32), faces)
+
+    def _teeth(self, name: str) -> _Part:
+        used, faces = self.head.submesh(self.head.region_faces(name))
+        points = self.head.face_frame(self.head.template[used])
+        angle = np.arctan2(points[:, 0], points[:, 2] - points[:, 2].min() + 4)
+        height = (points[:, 1] - points[:, 1].min()) / np.ptp(points[:, 1])
+        uv = np.stack([0.5 + 0.5 * angle / np.abs(angle).max(), 1 - height if name == "teeth_up" else height], -1)
+        return _Part(used, faces, np.clip(uv, 0.01, 0.99).astype(np.float32), faces)
+
+    def _lashes(self, side: str) -> _Part:
+        from scipy.spatial import cKDTree
+
+        used, faces = self.head.submesh(self.head.region_faces(f"lash_{side}"))
+        points = self.head.template[used]
+        lid = self.head.template[np.unique(self.head.faces[self.head.region_faces("face", "socket")])]
+        distance = cKDTree(lid).query(points)[0]
+        tip = np.clip(distance / max(np.percentile(distance, 90), 1e-6), 0, 1)
+        across = (points[:, 0] - points[:, 0].min()) / np.ptp(points[:, 0])
+        return _Part(used, faces, np.stack([across, tip], -1).astype(np.float32), faces)
+
+
+@dataclass
+class SyntheticPerson:
+    """identity (I,), its look and light, painted and ready to be posed."""
+
+    identity: np.ndarray
+    look: Look
+    lighting: Lighting
+    parts: HeadParts
+    skin: np.ndarray
+    eye: np.ndarray
+    teeth: np.ndarray
+    lash: np.ndarray
+    garment: Garment
+    shells: list[Shells]
+
+    def meshes(self, vertices: np.ndarray) -> list[Mesh]:
+        """Everything to draw for posed head vertices (V, 3) metres."""
+        parts = self.parts
+        vertices = np.asarray(vertices, np.float64)
+        normals = vertex_normals(vertices, parts.head.faces)
+        skin = Material(specular=self.look.shine, power=16.0, wrap=0.25, subsurface=True)
+        out = [parts.skin.mesh(vertices, normals, self.skin, skin, smoother=parts.smoother)]
+        out += [eye.mesh(vertices, normals, self.eye, EYE) for eye in parts.eyes]
+        out += [row.mesh(vertices, normals, self.teeth, TEETH) for row in parts.teeth]
+        out += [lash.mesh(vertices, normals, self.lash, LASH, transparent=True) for lash in parts.lashes]
+        out.append(self.garment.mesh(vertices, normals))
+        out += [shells.mesh(vertices, normals) for shells in self.shells]
+        return out
+
+
+def sample_identity(model: HeadModel, rng: np.random.Generator) -> np.ndarray:
+    """(I,) coefficients of the unit-variance shape space."""
+    return np.clip(rng.normal(0, IDENTITY_SD, model.num_identity), -2.2, 2.2).astype(np.float32)
+
+
+def build_person(parts: HeadParts, identity: np.ndarray, look: Look, lighting: Lighting) -> SyntheticPerson:
+    """Paint and dress a person."""
+    head, texels = parts.head, parts.texels
+    shells = [hair for hair in (head_hair(head, texels, look), beard(head, texels, look)) if hair is not None]
+    return SyntheticPerson(
+        identity, look, lighting, parts, skin_texture(texels, look), eye_texture(look), teeth_texture(look), lash_texture(look),
+        dress(head, texels, look), shells,
+    )
+
+
+def sample_person(parts: HeadParts, rng: np.random.Generator, light_variety: float = 1.0) -> SyntheticPerson:
+    """Draw a person: shape, look and light, all from one generator."""
+    identity = sample_identity(parts.head.model, rng)
+    look = sample_look(rng)
+    return build_person(parts, identity, look, sample_lighting(rng, light_variety))

@@ -1,0 +1,117 @@
+"""What a synthetic person looks like, as numbers: skin, eyes, brows, hair, beard, clothes. Sampled wide: diversity before realism."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Display colors of human skin from light to dark, cheeks in even light.
+SKIN_TONES = np.array(
+    [
+        (0.92, 0.77, 0.69), (0.88, 0.70, 0.60), (0.83, 0.63, 0.52), (0.76, 0.55, 0.43),
+        (0.66, 0.45, 0.34), (0.53, 0.35, 0.26), (0.41, 0.27, 0.20), (0.30, 0.20, 0.155),
+    ]
+)
+HAIR_COLORS = np.array(
+    [
+        (0.06, 0.05, 0.045), (0.10, 0.075, 0.06), (0.16, 0.11, 0.08), (0.24, 0.165, 0.11), (0.36, 0.25, 0.155),
+        (0.55, 0.42, 0.26), (0.70, 0.58, 0.40), (0.42, 0.20, 0.10), (0.52, 0.50, 0.48), (0.78, 0.77, 0.75),
+    ]
+)
+HAIR_SHARES = np.array([0.2, 0.2, 0.17, 0.12, 0.08, 0.05, 0.04, 0.03, 0.07, 0.04])
+IRIS_COLORS = np.array(
+    [(0.16, 0.09, 0.05), (0.26, 0.15, 0.07), (0.36, 0.24, 0.12), (0.34, 0.36, 0.2), (0.27, 0.39, 0.36), (0.32, 0.46, 0.6), (0.45, 0.52, 0.56)]
+)
+CLOTH_COLORS = np.array(
+    [
+        (0.05, 0.05, 0.06), (0.09, 0.10, 0.14), (0.13, 0.16, 0.27), (0.25, 0.26, 0.28), (0.45, 0.46, 0.48), (0.9, 0.9, 0.9), (0.95, 0.94, 0.9),
+        (0.55, 0.12, 0.12), (0.16, 0.35, 0.22), (0.25, 0.42, 0.66), (0.62, 0.74, 0.88), (0.78, 0.6, 0.4), (0.45, 0.3, 0.5), (0.85, 0.6, 0.62),
+    ]
+)
+HAIR_STYLES = ("bald", "buzz", "short", "crop", "bushy", "afro")
+GARMENTS = ("crew", "vneck", "suit", "shirt", "scoop")
+
+
+@dataclass(frozen=True)
+class Look:
+    """All appearance of one person; colors are display RGB in [0, 1], lengths millimetres."""
+
+    seed: int
+    skin: np.ndarray
+    melanin: float
+    redness: float
+    blotch: float
+    freckles: float
+    wrinkles: float
+    shine: float
+    lip: np.ndarray
+    iris: np.ndarray
+    iris_radius: float
+    sclera: float
+    hair: np.ndarray
+    hair_style: str
+    hair_length: float
+    side_length: float
+    hairline: float
+    recession: float
+    part: float
+    brow: float
+    brow_shape: np.ndarray
+    stubble: float
+    beard_length: float
+    beard_style: np.ndarray
+    lashes: float
+    teeth: float
+    garment: str
+    cloth: np.ndarray
+    inner: np.ndarray
+    tie: np.ndarray
+    skin_photos: np.ndarray
+    asset_hair: str
+    masculine: float
+
+
+def _mix(palette: np.ndarray, position: float) -> np.ndarray:
+    """Color at a fractional index of a palette."""
+    i = int(np.clip(np.floor(position), 0, len(palette) - 2))
+    return palette[i] + (palette[i + 1] - palette[i]) * np.clip(position - i, 0, 1)
+
+
+def sample_look(rng: np.random.Generator) -> Look:
+    """One person's appearance."""
+    melanin = float(rng.uniform(0, 1) ** 1.15)
+    skin = _mix(SKIN_TONES, melanin * (len(SKIN_TONES) - 1)) * (1 + rng.normal(0, 0.035, 3)) * rng.normal(1, 0.04)
+    masculine = float(rng.beta(0.5, 0.4))
+    shares = HAIR_SHARES.copy()
+    if melanin > 0.55:
+        shares[4:8] *= 0.08
+    hair = HAIR_COLORS[rng.choice(len(shares), p=shares / shares.sum())]
+    hair = np.clip(hair * rng.uniform(0.8, 1.25) * (1 + rng.normal(0, 0.05, 3)), 0.02, 0.95)
+    light_eyes = rng.random() < (0.6 if melanin < 0.35 else 0.07)
+    iris = IRIS_COLORS[rng.integers(3, 7) if light_eyes else rng.integers(0, 3)] * rng.uniform(0.8, 1.2)
+    style = rng.choice(HAIR_STYLES, p=[0.08, 0.14, 0.26, 0.27, 0.17, 0.08])
+    lip_red = rng.uniform(0.66, 0.82)
+    lip = skin * np.array([rng.uniform(0.86, 0.97), lip_red, lip_red * rng.uniform(1.0, 1.1)])
+    if masculine < 0.4 and rng.random() < 0.35:
+        lip = 0.5 * lip + 0.5 * np.array([rng.uniform(0.5, 0.8), rng.uniform(0.12, 0.3), rng.uniform(0.18, 0.35)])
+    bearded = masculine > 0.5
+    cloth = np.clip(CLOTH_COLORS[rng.integers(len(CLOTH_COLORS))] * rng.uniform(0.75, 1.15) + rng.normal(0, 0.03, 3), 0.03, 0.96)
+    suit = CLOTH_COLORS[rng.integers(0, 5)] * rng.uniform(0.8, 1.3)
+    garment = str(rng.choice(GARMENTS, p=[0.36, 0.16, 0.22, 0.16, 0.10]))
+    return Look(
+        seed=int(rng.integers(1 << 30)), skin=np.clip(skin, 0.08, 0.97), melanin=melanin, redness=float(rng.uniform(0.2, 1.2)),
+        blotch=float(rng.uniform(0.3, 1.3)), freckles=float(max(0, rng.normal(-0.6, 0.7))) * (melanin < 0.5),
+        wrinkles=float(rng.uniform(0, 1)), shine=float(rng.uniform(0.02, 0.09)), lip=np.clip(lip, 0.05, 0.95),
+        iris=np.clip(iris * (1 + rng.normal(0, 0.06, 3)), 0.03, 0.8), iris_radius=float(rng.normal(5.9, 0.15)),
+        sclera=float(rng.uniform(0.78, 0.94)), hair=hair, hair_style=str(style), hair_length=float(rng.uniform(0.7, 1.35)),
+        side_length=float(rng.uniform(0.25, 1.0)), hairline=float(rng.normal(0, 5)), recession=float(max(0, rng.normal(-2, 9)) * (masculine > 0.4)),
+        part=float(rng.uniform(-45, 45)), brow=float(rng.uniform(0.5, 1.15)), brow_shape=rng.normal(0, 1, 4),
+        stubble=float(rng.uniform(0, 0.9) if bearded else 0), beard_length=float(rng.uniform(2, 12) if bearded and rng.random() < 0.35 else 0),
+        beard_style=rng.random(3), lashes=float(rng.uniform(0.35, 1.0) if masculine < 0.5 else rng.uniform(0.15, 0.5)),
+        teeth=float(rng.uniform(0.72, 0.93)), garment=garment, cloth=suit if garment == "suit" else cloth,
+        inner=np.clip(CLOTH_COLORS[rng.choice([5, 6, 10, 0, 13])] + rng.normal(0, 0.02, 3), 0.03, 0.96),
+        tie=CLOTH_COLORS[rng.integers(len(CLOTH_COLORS))] * rng.uniform(0.6, 1.0), skin_photos=rng.random(4),
+        asset_hair=str(rng.choice(["", "long01", "bob01", "bob02", "ponytail01", "braid01", "short01", "short02", "short03", "short04", "afro01"],
+                                  p=[0.08, 0.16, 0.12, 0.12, 0.12, 0.06, 0.07, 0.08, 0.08, 0.06, 0.05] if masculine < 0.5 else
+                                  [0.46, 0.01, 0.01, 0.01, 0.01, 0.0, 0.12, 0.12, 0.12, 0.12, 0.02])),
+        masculine=masculine,
+    )
