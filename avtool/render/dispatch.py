@@ -101,7 +101,7 @@ def _choose(backend: str, device: torch.device) -> str:
         return "gsplat"
     if device.type != "cpu":
         _LOGGER.info("no rasterizer for device %s: rendering on the CPU", device.type)
-    return "torch"
+    return "numba"
 
 
 def _render_torch(inputs: RenderInput) -> tuple[Tensor, Tensor]:
