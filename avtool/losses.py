@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avtool.errors import AvtoolError
 
-__all__ = ["arap", "l1", "load_lpips", "mesh_edges", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+__all__ = ["arap", "l1", "load_lpips", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -86,12 +86,6 @@ def threshold_l2(values: Tensor, threshold: float) -> Tensor:
     excess = F.relu(values - threshold)
     # Not .norm(): its gradient at exactly zero, where nearly all rows are, is NaN on some back ends.
     return (excess.square().sum(-1) + 1e-12).sqrt().mean()
-
-
-def mesh_edges(faces: Tensor) -> Tensor:
-    """The unique undirected edges (E, 2) of triangles (F, 3)."""
-    pairs = torch.cat((faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]))
-    return torch.unique(pairs.sort(dim=1).values, dim=0)
 
 
 def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""The screen-space CNN f^C (HeadGAP section 3.2): rendered rgb and latent channels -> the final image, same resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Width of the hidden layers. On two CPU cores a 256 x 256 frame takes about 9 ms at 16 and 20 ms at 24 (channels last).
+REFINER_WIDTHS = {
+    "none": 0,  # splats alone: what can be exported to a standard viewer
+    "tiny": 8,  # tests
+    "default": 16,  # the widest that leaves a CPU training step to the rasterizer
+    "large": 32,  # GPU training and real-time GPU rendering
+    "paper": 64,  # a usual width; the paper does not state its own
+}
+REFINER_LAYERS = 6
+
+
+class Refiner(nn.Module):
+    """Six 3 x 3 convolutions that add a residual to the splatted rgb.
+
+    Inputs are premultiplied by coverage, and the residual is multiplied by it as well: nothing is painted outside the
+    head, and the background can be put behind the result afterwards.
+    """
+
+    def __init__(self, channels: int, width: int, layers: int = REFINER_LAYERS) -> None:
+        super().__init__()
+        widths = [channels, *[width] * (layers - 1), 3]
+        blocks: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:]):
+            blocks += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
+        self.net = nn.Sequential(*blocks[:-1])
+        # The first refined image is the splatted one.
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+        # A quarter to a half less time on a CPU than the default layout.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, colors: Tensor, alphas: Tensor) -> Tensor:
+        """Premultiplied channels (B, H, W, C) and coverage (B, H, W, 1) -> premultiplied rgb (B, H, W, 3)."""
+        residual = self.net(colors.movedim(-1, 1)).movedim(1, -1)
+        return colors[..., :3] + alphas * residual

@@ -1,0 +1,111 @@
+"""From codes and head parameters to Gaussians and pictures: what training, inversion and reenactment share.
+
+Shape legend: I identities, B samples (grouped by identity), N points, V vertices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avtool.gaussians.container import Gaussians
+from avtool.gaussians.rig import PointFrames, local_to_global, point_frames
+from avtool.gaussians.seeding import PointBinding
+from avtool.head import HeadModel, HeadParams, triangle_frames
+from avtool.prior.gapnet import NORMAL_SIGMA, TANGENT_SIGMA, GapNet, Geometry
+from avtool.prior.refiner import Refiner
+from avtool.render import render
+
+SIGNAL_UNIT = 0.01
+"""Metres per unit of the dynamic signal e: a smile moves a point by half of it, an open mouth by three."""
+
+
+def base_scales(head: HeadModel, binding: PointBinding) -> Tensor:
+    """Initial local scales (N, 3): wide along the triangle, thin along its normal, from the spacing of the points."""
+    corners = head.template[head.faces]
+    normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    rotations = triangle_frames(head.template, head.faces).rotations
+    along = (rotations * normals[:, :, None]).sum(1).abs().sum(0)  # which local axis the frames call the normal
+    factors = torch.full((3,), TANGENT_SIGMA, device=corners.device)
+    factors[along.argmax()] = NORMAL_SIGMA
+    return binding.spacing[:, None] * factors
+
+
+def bound_points(head: HeadModel, binding: PointBinding) -> Tensor:
+    """The points on the mean head (N, 3), metres."""
+    return point_frames(head.template, head.faces, binding).origins
+
+
+def repeat_views(geometry: Geometry, views: int) -> Geometry:
+    """Local Gaussians of I identities -> of B = I * views samples; one identity broadcasts without a copy."""
+    if views == 1 or geometry.means.shape[0] == 1:
+        return geometry
+    shared = {name: getattr(geometry, name).repeat_interleave(views, dim=0) for name in geometry._fields[1:]}
+    return Geometry(raw=geometry.raw, **shared)
+
+
+def place(geometry: Geometry, frames: PointFrames) -> Tensor:
+    """T(mu') alone: local means on frames -> (B, N, 3), metres."""
+    moved = (frames.rotations @ geometry.means[..., None])[..., 0]
+    return frames.scales[..., None] * moved + frames.origins
+
+
+def dynamic_signal(geometry: Geometry, expressed: PointFrames, neutral: PointFrames) -> Tensor:
+    """e = T(mu') - T(mu'_neutral) (B, N, 3) in units of SIGNAL_UNIT.
+
+    Both meshes are in the un-posed head space (neck = head = 0), so that turning the head does not look like an
+    expression; jaw and eyes do.
+    """
+    return (place(geometry, expressed) - place(geometry, neutral)) / SIGNAL_UNIT
+
+
+def pose_gaussians(geometry: Geometry, frames: PointFrames, channels: Tensor) -> Gaussians:
+    """Local Gaussians on the posed mesh's frames, with their channels (B, N, 32)."""
+    batch = channels.shape[0]
+    means, quats, scales = local_to_global(geometry.means, geometry.quats, geometry.scales, frames)
+    opacities = geometry.opacities.expand(batch, -1)
+    return Gaussians(means, quats, scales, opacities, channels)
+
+
+def mesh_frames(head: HeadModel, binding: PointBinding, params: HeadParams) -> tuple[PointFrames, Tensor]:
+    """Frames of the points and the vertices (B, V, 3) of posed heads."""
+    vertices = head(params).vertices
+    return point_frames(vertices, head.faces, binding), vertices
+
+
+def synthesize(
+    head: HeadModel, binding: PointBinding, gapnet: GapNet, code: Tensor, params: HeadParams
+) -> tuple[Gaussians, Geometry, Tensor]:
+    """The whole of GAPNet: codes (I, P, C2) and params of B samples -> Gaussians (B, N), local geometry, vertices."""
+    batch = len(params)
+    geometry = gapnet.geometry(code)
+    static = gapnet.appearance_static(code, geometry.raw)
+    local = repeat_views(geometry, batch // code.shape[0])
+    frames, vertices = mesh_frames(head, binding, params)
+    expressed, _ = mesh_frames(head, binding, params.unposed())
+    neutral, _ = mesh_frames(head, binding, params.neutral())
+    channels = gapnet.appearance(static, dynamic_signal(local, expressed, neutral))
+    return pose_gaussians(local, frames, channels), geometry, vertices
+
+
+def render_channels(
+    gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, width: int, height: int, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Premultiplied channels (B, H, W, C) and coverage (B, H, W, 1).
+
+    Only means, quats, scales, opacities, colors and cameras visit the CPU when a CPU back end is asked for on a GPU.
+    """
+    device = gaussians.device
+    if backend in ("numba", "torch") and device.type != "cpu":
+        output = render(gaussians.to("cpu"), viewmats.cpu(), Ks.cpu(), width, height, backend=backend)
+        return output.colors.to(device), output.alphas.to(device)
+    output = render(gaussians, viewmats, Ks, width, height, backend=backend)
+    return output.colors, output.alphas
+
+
+def finish(colors: Tensor, alphas: Tensor, refiner: Refiner | None, background: Tensor) -> tuple[Tensor, Tensor]:
+    """Composite: refined image and plain splatted image, both (B, H, W, 3), on a background (3,) or (B, 1, 1, 3)."""
+    behind = (1 - alphas) * background
+    plain = colors[..., :3] + behind
+    refined = plain if refiner is None else refiner(colors, alphas) + behind
+    return refined, plain
