@@ -27,6 +27,8 @@ EYE_CORNERS = (33, 263)
 MIN_PRESENCE = 0.5
 # A narrower face gives landmarks that jump by several percent of its size.
 MIN_FACE_PIXELS = 32
+# Detections below it are often a part of a face or a thing.
+SURE_SCORE = 0.75
 # Faces that a warning about several faces counts: not posters or bystanders far behind.
 RIVAL_SIZE = 0.3
 
@@ -141,7 +143,10 @@ class FaceTracker:
             landmarks = self.landmarker(image, roi)
             if landmarks.presence >= MIN_PRESENCE and _inside(landmarks, image):
                 return landmarks
-        for faces in self.detector.stages(image):
+        for found in self.detector.stages(image):
+            faces = [self.detector.verify(image, face) for face in found]
+            # The largest of the sure ones; doubtful ones only when there is nothing else.
+            faces.sort(key=lambda face: (face.score < SURE_SCORE, -face.size))
             for face in faces:
                 landmarks = self.landmarker(image, face.roi, passes=2)
                 if landmarks.presence >= MIN_PRESENCE:
@@ -173,7 +178,7 @@ def _accept(landmarks: Landmarks, chosen: Face, faces: list[Face], name: str) ->
             "%s: the face is only %d pixels wide, expected at least %d: use a larger photo", name, pixels, MIN_FACE_PIXELS
         )
         return None
-    rivals = [face for face in faces if face.size >= RIVAL_SIZE * chosen.size]
+    rivals = [face for face in faces if face.score >= SURE_SCORE and face.size >= RIVAL_SIZE * chosen.size]
     if len(rivals) > 1:
         logger.warning("%s: found %d faces, using the largest: crop the photo to choose another", name, len(rivals))
     return landmarks

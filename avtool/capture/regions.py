@@ -51,7 +51,7 @@ def _reduced_window(image: np.ndarray, corners: np.ndarray, factor: int) -> tupl
     x0, y0 = (max(int(v) - margin, 0) // factor * factor for v in np.floor(corners.min(0)))
     x1, y1 = (int(v) + margin for v in np.ceil(corners.max(0)))
     x0, y0 = min(x0, width - 1), min(y0, height - 1)
-    window = torch.from_numpy(np.ascontiguousarray(image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]))
+    window = torch.from_numpy(np.array(image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]))
     window = window.permute(2, 0, 1)[None].float() / 255.0
     if factor > 1:
         below, right = -window.shape[2] % factor, -window.shape[3] % factor
