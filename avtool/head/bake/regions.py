@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from avtool.head.bake.cut import SOURCE_PARTS
+from avtool.head.bake.cut import SOURCE_PARTS, CutMesh
 from avtool.head.bake.source import AnnyData
 from avtool.head.parts import PART_OF_REGION, PARTS, REGIONS
 
@@ -80,7 +80,8 @@ def skin_scores(data: AnnyData, uv: np.ndarray, uv_faces: np.ndarray, centers: n
     face = mask["face"]
     # The hair line and the nape: the scalp ends above a line that falls towards the back of the head.
     above_nape = _step(y + 0.015 + 0.25 * z, 0.006)
-    on_neck = _step(y + 0.125, 0.01) * _step(0.075 - np.abs(x), 0.01)
+    # The collar: a funnel around the neck's axis that opens upwards to the shoulders.
+    on_neck = np.minimum(_step(0.086 - np.hypot(x, z + 0.040) + 0.5 * (y + 0.110), 0.02), _step(y + 0.135, 0.02))
     scores = {name: np.zeros(len(centers)) for name in REGIONS}
     head = is_segment["head"].astype(float)
     scores["face"] = head * _step(face - 0.35, 0.2)
@@ -94,17 +95,26 @@ def skin_scores(data: AnnyData, uv: np.ndarray, uv_faces: np.ndarray, centers: n
     return np.stack([scores[name] for name in REGIONS], axis=1)
 
 
-def label_regions(data: AnnyData, faces: np.ndarray, uv: np.ndarray, uv_faces: np.ndarray, part: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Region index (F,) of every triangle; `part` (F,) are the coarse source parts."""
-    region = np.zeros(len(faces), dtype=np.int64)
+def quad_means(values: np.ndarray, quad: np.ndarray) -> np.ndarray:
+    """(F, ...) values averaged over the triangles of each quad (F,): borders then follow edge loops, not diagonals."""
+    sums = np.zeros((quad.max() + 1, *values.shape[1:]))
+    np.add.at(sums, quad, values)
+    counts = np.bincount(quad).clip(1).reshape(-1, *[1] * (values.ndim - 1))
+    return (sums / counts)[quad]
+
+
+def label_regions(data: AnnyData, cut: CutMesh, uv: np.ndarray, part: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Region index (F,) of every triangle; cut.label are quads, `part` (F,) the coarse source parts."""
+    region = np.zeros(len(cut.faces), dtype=np.int64)
     for i, name in enumerate(SOURCE_PARTS[1:], start=1):
         region[part == i] = REGIONS.index(name)
     skin = part == 0
-    adjacency = face_adjacency(faces[skin])
-    scores = skin_scores(data, uv, uv_faces[skin], mean[faces[skin]].mean(1))
+    adjacency = face_adjacency(cut.faces[skin])
+    scores = skin_scores(data, uv, cut.uv_faces[skin], mean[cut.faces[skin]].mean(1))
     inner = scores[:, [REGIONS.index("mouth"), REGIONS.index("socket")]].max(1) > 1
     smooth = _smooth(scores, adjacency, SMOOTHING_STEPS)
     smooth[inner] = scores[inner]  # the cavities end exactly where their uv islands end
+    smooth[~inner] = quad_means(smooth[~inner], cut.label[skin][~inner])
     region[skin] = _merge_islands(smooth.argmax(1), adjacency, MIN_ISLAND)
     return region
 
@@ -117,7 +127,8 @@ def label_parts(region: np.ndarray, centers: np.ndarray, eyes: np.ndarray, adjac
     forehead = face & (y > 0.026 - 0.10 * np.abs(x))
     # A wedge that widens from the bridge to the wings of the nose.
     depth = (0.016 - y).clip(0) / 0.060
-    nose = face & (y < 0.004) & (y > -0.052) & (np.abs(x) < 0.009 + 0.013 * depth) & (z > 0.004 + 0.008 * depth)
+    bottom = -0.047 + 0.5 * (np.abs(x) - 0.011).clip(0)
+    nose = face & (y < 0.004) & (y > bottom) & (np.abs(x) < 0.009 + 0.012 * depth) & (z > 0.004 + 0.008 * depth)
     part[forehead] = PARTS.index("forehead")
     part[nose] = PARTS.index("nose")
     return _merge_islands(part, adjacency, MIN_ISLAND)
