@@ -123,17 +123,14 @@ def driver_pictures(track: Track, crops: NDArray[np.float64], indices: Sequence[
             pixels = load_image(track.resolve(track.frames[index].image)).pixels
             yield crop_square(pixels, crops[index], size)
         return
-    from avtool.capture.video import read_video
+    from avtool.capture.video import read_frames
 
-    frames = enumerate(read_video(track.resolve(track.video)))
+    wanted = [int(track.frames[index].frame_idx) for index in indices]
+    frames = read_frames(track.resolve(track.video), wanted)
     position, pixels = -1, None
-    for index in indices:
-        wanted = track.frames[index].frame_idx
-        while position < wanted:
-            following = next(frames, None)
-            if following is None:
-                raise AvtoolError(f"{track.video}: has no frame {wanted}, which its track names", "track the video again")
-            position, pixels = following
+    for index, frame_idx in zip(indices, wanted):
+        while position < frame_idx:
+            position, pixels = next(frames)
         yield crop_square(pixels, crops[index], size)
 
 

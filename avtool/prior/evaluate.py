@@ -56,12 +56,11 @@ class Meters:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """`modes`: which pictures are measured; `whole_frame`: the video's whole frame instead of the head crop."""
+    """`modes`: which pictures are measured, with the screen-space network and without."""
 
     size: int = 256
     modes: tuple[str, ...] = ("refined", "unrefined")
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    whole_frame: bool = False
     max_frames: int | None = None
 
 
@@ -107,7 +106,7 @@ def evaluate(
     shown = []
     for start in range(0, len(indices), BATCH):
         chosen = indices[start : start + BATCH]
-        samples = load_samples(track, chosen, options.size, with_matte=True, whole_frame=options.whole_frame)
+        samples = load_samples(track, chosen, options.size, with_matte=True)
         real = on_background(samples, options.background)
         landmarks = [sample_landmarks(track, i, samples, k, meters) for k, i in enumerate(chosen)]
         for mode in options.modes:
@@ -215,7 +214,7 @@ def _summary(rows: list[dict[str, float | None]]) -> dict[str, dict]:
 def _protocol(options: EvalOptions, meters: Meters, num_frames: int) -> dict:
     return {
         "resolution": options.size,
-        "crop": "whole frame, padded to a square" if options.whole_frame else "head crop of the track",
+        "crop": "the crop square of each track frame",
         "mask": "real frames composited by the track's mattes; renders by their own alpha",
         "background": list(options.background),
         "num_frames": num_frames,

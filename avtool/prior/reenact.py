@@ -93,7 +93,7 @@ def reenact(
     width = options.size * (2 if options.side_by_side else 1)
     fps = plan.motion.fps or PHOTO_FPS
     started = time.perf_counter()
-    with open_sink(output, fps, (width, options.size), audio_from=driver.video) as sink:
+    with open_sink(output, fps, (width, options.size), driver.video, driver.track.frames[0].timestamp or 0.0) as sink:
         for done, frame in enumerate(render_frames(avatar, plan.motion, background, options), start=1):
             sink.write(frame if pictures is None else np.concatenate([next(pictures), frame], axis=1))
             if progress is not None:

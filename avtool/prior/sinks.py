@@ -62,14 +62,16 @@ def split_pattern(output: Path) -> tuple[Path, str | None]:
 
 
 @contextmanager
-def open_sink(output: Path, fps: float, size: tuple[int, int], audio_from: Path | None = None) -> Iterator[Sink]:
+def open_sink(
+    output: Path, fps: float, size: tuple[int, int], audio_from: Path | None = None, audio_start: float = 0.0
+) -> Iterator[Sink]:
     """A sink for `output`; the result appears under its name only when the body ends well.
 
     Args:
         output: a video, a directory or a pattern; see `is_video`.
         fps: frames per second of a video.
         size: (width, height) of the frames.
-        audio_from: a video whose sound is kept, or None.
+        audio_from, audio_start: a video whose sound is kept, or None; seconds of it to skip.
     """
     if not is_video(output):
         with _open_pngs(output) as sink:
@@ -78,7 +80,7 @@ def open_sink(output: Path, fps: float, size: tuple[int, int], audio_from: Path 
     from avtool.capture.video import VideoWriter
 
     metadata = {"title": output.stem, "comment": SYNTHETIC_NOTE, "description": SYNTHETIC_NOTE}
-    with VideoWriter(output, fps, size, audio_from=audio_from, metadata=metadata) as writer:
+    with VideoWriter(output, fps, size, audio_from, metadata, audio_start=audio_start) as writer:
         yield writer
 
 
