@@ -19,7 +19,7 @@ def collar_height(points: np.ndarray, garment: str, shape: float) -> np.ndarray:
     """Height y (mm) under which points (N, 3) are covered; a crew collar rises from the throat to the nape, a V opens in front."""
     x, z = np.abs(points[:, 0]), points[:, 2]
     front = smoothstep(-130, -50, z)
-    base = -162 + 42 * (1 - front) + 6 * shape
+    base = -176 + 48 * (1 - front) + 6 * shape
     if garment == "crew":
         return base + 4
     if garment == "vneck":
@@ -72,7 +72,10 @@ def paint_cloth(texels: Texels, look: Look) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Garment:
-    """The cloth layer: used (U,), faces (F', 3), uv, texture and thickness (U,) metres."""
+    """The cloth layer: used (U,), faces (F', 3), uv, texture and thickness (U,) metres.
+
+    widening (U, 3) metres: the model's bust is cut inside the arms, real shoulders go on; clothes are stretched over where they would be.
+    """
 
     used: np.ndarray
     faces: np.ndarray
@@ -80,10 +83,11 @@ class Garment:
     uv_faces: np.ndarray
     texture: np.ndarray
     thickness: np.ndarray
+    widening: np.ndarray
 
     def mesh(self, vertices: np.ndarray, normals: np.ndarray) -> Mesh:
         """Cloth over posed vertices (V, 3) with normals (V, 3)."""
-        points = vertices[self.used] + self.thickness[:, None] * normals[self.used]
+        points = vertices[self.used] + self.thickness[:, None] * normals[self.used] + self.widening
         return Mesh(points, self.faces, self.uv, self.uv_faces, self.texture, CLOTH, transparent=True, normals=normals[self.used])
 
 
@@ -98,4 +102,6 @@ def dress(head: SynthHead, texels: Texels, look: Look) -> Garment:
     loose = 2.0 + 3.5 * noise(points * 0.02 + look.seed % 311, 2) + (5.0 if look.garment == "suit" else 0.0) * smoothstep(-150, -185, points[:, 1])
     uv_used, uv_faces = np.unique(head.uv_faces[chosen], return_inverse=True)
     texture = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    return Garment(used, faces, head.uv[uv_used], uv_faces.reshape(-1, 3), texture, 1e-3 * loose)
+    outward = smoothstep(95, 168, np.abs(points[:, 0]))[:, None] * np.stack([np.sign(points[:, 0]), 0 * loose - 0.62, 0 * loose], -1)
+    width = 0.055 + 0.03 * look.brow_shape[1].clip(-1.5, 1.5) / 1.5
+    return Garment(used, faces, head.uv[uv_used], uv_faces.reshape(-1, 3), texture, 1e-3 * loose, width * outward)

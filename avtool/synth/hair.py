@@ -92,7 +92,7 @@ def _tiles(texels: Texels, mask: np.ndarray, look: Look, num_shells: int, streak
         t = (k + 0.5) / num_shells
         threshold = 0.22 + 0.40 * t / np.maximum(reach, 1e-3)
         alpha = smoothstep(threshold - 0.07, threshold + 0.09, strands) * smoothstep(0.05, 0.35, mask - 0.25 * t)
-        light = (0.45 + 0.45 * t) * (0.55 + 0.95 * shade)
+        light = (0.55 + 0.4 * t) * (0.7 + 0.65 * shade)
         silver = (noise(points * np.asarray(streak) * 1.3 + seed + 23, 1) > 1 - gray)[:, None] * 0.5
         color = look.hair * light[:, None]
         color = color + silver * (0.75 * light[:, None] - color)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avtool.head import HeadModel
+from avtool.synth.assets import Assets
 from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels
 from avtool.synth.draw import Material, Mesh, vertex_normals
 from avtool.synth.garment import Garment, dress
@@ -113,18 +114,24 @@ def sample_identity(model: HeadModel, rng: np.random.Generator) -> np.ndarray:
     return np.clip(rng.normal(0, IDENTITY_SD, model.num_identity), -2.2, 2.2).astype(np.float32)
 
 
-def build_person(parts: HeadParts, identity: np.ndarray, look: Look, lighting: Lighting) -> SyntheticPerson:
-    """Paint and dress a person."""
+def build_person(
+    parts: HeadParts, identity: np.ndarray, look: Look, lighting: Lighting, assets: Assets | None = None
+) -> SyntheticPerson:
+    """Paint and dress a person; photographs of `assets` replace procedural paint where there are any."""
     head, texels = parts.head, parts.texels
+    photo = assets.skin(texels, look) if assets else None
+    iris = assets.iris(look) if assets else None
     shells = [hair for hair in (head_hair(head, texels, look), beard(head, texels, look)) if hair is not None]
     return SyntheticPerson(
-        identity, look, lighting, parts, skin_texture(texels, look), eye_texture(look), teeth_texture(look), lash_texture(look),
-        dress(head, texels, look), shells,
+        identity, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
+        lash_texture(look), dress(head, texels, look), shells,
     )
 
 
-def sample_person(parts: HeadParts, rng: np.random.Generator, light_variety: float = 1.0) -> SyntheticPerson:
+def sample_person(
+    parts: HeadParts, rng: np.random.Generator, light_variety: float = 1.0, assets: Assets | None = None
+) -> SyntheticPerson:
     """Draw a person: shape, look and light, all from one generator."""
     identity = sample_identity(parts.head.model, rng)
     look = sample_look(rng)
-    return build_person(parts, identity, look, sample_lighting(rng, light_variety))
+    return build_person(parts, identity, look, sample_lighting(rng, light_variety), assets)

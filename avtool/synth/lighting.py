@@ -57,13 +57,13 @@ def sample_lighting(rng: np.random.Generator, variety: float = 1.0) -> Lighting:
     tint = _warmth(rng, 0.06 * variety)
     slope = rng.normal(0, 0.25, 3) * variety
     level = np.clip(1 + (0.45 + slope[0]) * up + (0.35 + slope[1]) * front + slope[2] * side, 0.12, None)
-    ambient = (rng.uniform(0.72, 0.92) if even else rng.uniform(0.4, 0.75)) if variety else 0.8
+    ambient = (rng.uniform(0.78, 1.0) if even else rng.uniform(0.4, 0.75)) if variety else 0.8
     directions = [environment]
     radiance = [ambient * level * tint * 2.0 / NUM_ENVIRONMENT]
     key_of = [np.full(NUM_ENVIRONMENT, -1)]
     num_keys = 2 if even else int(rng.integers(1, 3))
     key_dirs, key_colors = [], []
-    budget = max(1.15 - ambient, 0.25)
+    budget = max(1.32 - ambient, 0.3)
     for k in range(num_keys):
         yaw = rng.uniform(-0.9, 0.9) if even else rng.choice([-1, 1]) * rng.uniform(0.4, 1.35)
         axis = direction(yaw, rng.uniform(0.15, 0.95))

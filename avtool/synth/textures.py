@@ -109,8 +109,10 @@ def tint_photo(photo: np.ndarray, texels: Texels, look: Look) -> np.ndarray:
     points = texels.points
     cheek = _blob(points, 36, -40, 16, 14) + _blob(points, 0, 42, 28, 10)
     mean = (photo * cheek[:, None]).sum(0) / cheek.sum()
-    exponent = np.log(np.clip(0.15 * mean + 0.85 * look.skin, 0.05, 0.97)) / np.log(np.clip(mean, 0.05, 0.97))
-    color = np.clip(photo, 0.004, 1) ** exponent
+    # Brightness by one exponent for all channels, so that contrast suits the tone; what is left by a gain, so that hue stays even.
+    weights = np.array([0.3, 0.59, 0.11])
+    exponent = np.clip(np.log(look.skin @ weights) / np.log(np.clip(mean @ weights, 0.05, 0.95)), 0.75, 1.35)
+    color = np.clip(photo, 0.004, 1) ** exponent * (0.9 * look.skin + 0.1 * mean**exponent) / mean**exponent
     low = noise(points * 0.045 + look.seed % 1009)
     color *= (1 + 0.10 * look.blotch * (low - 0.5))[:, None]
     lips = smoothstep(0.2, 0.75, texels.masks["lips"])
