@@ -84,7 +84,9 @@ def test_outside_libraries_stay_in_their_rooms(path: Path) -> None:
 def test_what_no_module_does(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_LINES, f"{path} has outgrown {MAX_LINES} lines: split it"
-    tree = ast.parse(text)
+    tree, lines = ast.parse(text), text.splitlines()
+    programs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    in_programs = {id(inner) for program in programs for inner in ast.walk(program)}
     assert ast.get_docstring(tree) or not text.strip(), f"{path} does not say what it is for"
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
@@ -92,9 +94,10 @@ def test_what_no_module_does(path: Path) -> None:
             reraises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
             assert not broad or reraises, f"{path}:{node.lineno}: an except that swallows everything"
             caught_all = isinstance(node.type, ast.Name) and node.type.id == "Exception"
-            assert not caught_all or room_of(path) == "__main__", f"{path}:{node.lineno}: name the errors"
+            assert not caught_all or "  # " in lines[node.lineno - 1], f"{path}:{node.lineno}: name the errors, or say why"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            assert room_of(path) in TALKERS, f"{path}:{node.lineno}: print belongs to the commands"
+            allowed = room_of(path) in TALKERS or id(node) in in_programs
+            assert allowed, f"{path}:{node.lineno}: print belongs to the commands and to main()"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
             owner = node.func.value
             assert not (isinstance(owner, ast.Name) and owner.id == "pickle"), f"{path}:{node.lineno}: runs code"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from .. import __version__
@@ -42,7 +42,8 @@ def save_tensors(
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     check_finite(path, stored)
     with atomic_write(path) as temporary:
-        save_file(stored, str(temporary), metadata=entries)
+        # Not save_file(): it makes files that only their owner may read.
+        temporary.write_bytes(save_bytes(stored, metadata=entries))
 
 
 def load_tensors(

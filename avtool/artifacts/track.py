@@ -27,7 +27,7 @@ from .files import atomic_write, refuse_existing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..head import HeadParams
+    from ..head import HeadModel, HeadParams
 
 KIND = "track"
 VERSION = 1
@@ -101,22 +101,23 @@ class Track:
     base: Path = field(default_factory=Path)
 
     @staticmethod
-    def load(path: str | Path) -> Track:
+    def load(path: str | Path, head: HeadModel | None = None) -> Track:
         """Reads and checks a track.
 
         Args:
-            path: a track file, "-" for standard input, or a nerfstudio/VHAP ``transforms.json`` or its directory.
+            path: a track file, "-" for standard input, or a VHAP ``transforms.json`` or its directory.
+            head: needed for a ``transforms.json`` only: the FLAME head model that its parameters belong to.
 
         Raises:
             FormatError: naming the file, the field, what was expected and what was found.
         """
         if str(path) == "-":
-            return _from_text(sys.stdin.read(), "standard input", Path())
+            return _from_text(sys.stdin.read(), "standard input", Path(), head)
         path = Path(path)
         if path.is_dir():
             for name in ("transforms.json", "track.json"):
                 if (path / name).is_file():
-                    return Track.load(path / name)
+                    return Track.load(path / name, head)
             raise FormatError(path, "", "a track file", "a directory without transforms.json or track.json")
         try:
             content = path.read_bytes()
@@ -127,7 +128,7 @@ class Track:
         except UnicodeDecodeError as error:
             hint = "make a track with: avtool track photos/ -o track.json"
             raise FormatError(path, "", "a track (JSON text)", "binary data", hint) from error
-        return _from_text(text, str(path), path.parent)
+        return _from_text(text, str(path), path.parent, head)
 
     def save(self, path: str | Path, force: bool = False) -> None:
         """Writes the JSON file and, for a video or with offsets, its ``<stem>.data/frames.safetensors``."""
@@ -232,7 +233,7 @@ def _frame_to_json(frame: Frame) -> dict:
     return {**plain, **arrays, "landmarks": landmarks}
 
 
-def _from_text(text: str, name: str, base: Path) -> Track:
+def _from_text(text: str, name: str, base: Path, head: HeadModel | None) -> Track:
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -240,7 +241,9 @@ def _from_text(text: str, name: str, base: Path) -> Track:
     if isinstance(data, dict) and "schema" not in data and isinstance(data.get("frames"), list):
         from .formats.transforms import read_transforms
 
-        return read_transforms(data, name, base)
+        track = read_transforms(data, name, base, head)
+        _check(track, name)
+        return track
     _check_schema(data, name)
     if isinstance(data.get("frames"), int):
         if not isinstance(data.get("arrays"), str):
