@@ -155,7 +155,7 @@ def test_crops_reach_outside_of_the_picture_in_white() -> None:
     pixels = np.full((40, 40, 3), 100, np.uint8)
     out = crop_square(pixels, (-20.0, 10.0, 40.0), 20)
     assert out.shape == (20, 20, 3)
-    assert (out[:, :8] == 255).all() and (out[:13, 12:] == 100).all() and (out[17:] == 255).all()
+    assert (out[:, :7] == 255).all() and (out[:12, 13:] == 100).all() and (out[18:] == 255).all()
 
 
 def test_backgrounds_are_colors_or_pictures(avatar: Avatar, driver: Driver, tmp_path: Path) -> None:
