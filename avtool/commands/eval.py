@@ -82,7 +82,8 @@ def eval_command(
 
     torch.manual_seed(seed)
     place = options.resolve_device(device)
-    loaded, frames = Avatar.load(avatar, place), Track.load(track)
+    loaded = Avatar.load(avatar, place)
+    frames = Track.load(track, loaded.head)
     check_head_model(frames, loaded.head.model_id, track)
     meters = load_meters(None if recognizer is None else str(recognizer), lpips_backbone, str(place))
     chosen = EvalOptions(size=size, modes=MODES[refine], max_frames=max_frames)

@@ -57,7 +57,7 @@ def load_driver(sources: Sequence[str], head: HeadModel, *, seed: int = 0, progr
     """
     first = Path(sources[0])
     if len(sources) == 1 and (sources[0] == "-" or first.suffix.lower() == ".json" or _holds_track(first)):
-        track = Track.load(sources[0])
+        track = Track.load(sources[0], head)
         check_head_model(track, head.model_id, sources[0])
         return Driver(track, None, sources[0])
     for source in sources:
