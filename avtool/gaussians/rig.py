@@ -17,8 +17,11 @@ from avtool.rotations import quat_multiply
 
 
 class PointFrames(NamedTuple):
-    """Frame of each point: rotations (..., N, 3, 3) local -> global, quats (..., N, 4) the same as wxyz, scales (..., N)
-    metres per local unit, origins (..., N, 3) the barycentric point on the triangle, metres."""
+    """Frame of each point.
+
+    rotations (..., N, 3, 3) local -> global, quats (..., N, 4) the same as wxyz, scales (..., N) metres per local
+    unit, origins (..., N, 3) the barycentric point on the triangle, metres.
+    """
 
     rotations: Tensor
     quats: Tensor

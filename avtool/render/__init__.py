@@ -1,4 +1,7 @@
-"""Rendering Gaussians: render() picks gsplat on CUDA and the numba CPU rasterizer elsewhere; a torch twin states the meaning."""
+"""Rendering Gaussians: render() picks gsplat on CUDA and the numba CPU rasterizer elsewhere.
+
+A readable torch twin (reference.py) states the meaning that all of them share.
+"""
 
 from avtool.render.dispatch import BACKENDS, RenderOutput, render
 

@@ -84,24 +84,24 @@ def _forward_image(
     padded, num_blocks = _padded(num_channels), _tiles(width) * _tiles(height) * 16
     table = frame.get("table", (num_points, cpu_project.NUM_COLUMNS))
     keys = _SCRATCH.get("keys", (num_points,), np.uint32)
-    cpu_project.project(threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys)
+    num_rows = _SCRATCH.get("num_rows", (num_points,), np.int32)
+    cpu_project.project(threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys, num_rows)
 
     order = frame.get("order", (num_points,), np.uint32)
     first_span = _SCRATCH.get("first_span", (num_points + 1,), np.int64)
     pairs, spare = (_SCRATCH.get(name, (num_points,), np.uint64) for name in ("pairs", "spare"))
-    num_visible = cpu_bin.sort_by_depth(keys, table, height, order, first_span, pairs, spare)
+    num_visible = cpu_bin.sort_by_depth(keys, num_rows, order, first_span, pairs, spare)
 
     records = frame.get("records", (num_visible + 1, cpu_bin.RECORD_SIZE))
     sorted_colors = frame.get("colors", (num_visible + 1, padded))
     records[-1], sorted_colors[-1] = 0, 0
     records[-1, cpu_bin.RECORD_PEAK] = cpu_bin.NEVER
-    sorted_colors[:, num_channels:] = 0
     counts = _SCRATCH.get("counts", (threads, num_blocks), np.int64)
     spans = _SCRATCH.get("spans", (max(1, int(first_span[num_visible])), 4), np.int32)
     num_spans = _SCRATCH.get("num_spans", (threads,), np.int64)
     cpu_bin.count_pairs(
         threads, num_visible, order, first_span, table, colors, width, height, _tiles(width),
-        records.reshape(-1), sorted_colors, counts, spans, num_spans,
+        records.reshape(-1), sorted_colors.reshape(-1), padded, counts, spans, num_spans,
     )  # fmt: skip
     offsets = frame.get("offsets", (num_blocks + 1,), np.int64)
     total, longest = cpu_bin.scan_counts(threads, counts, offsets)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from avtool.render.cpu_bin import BLOCK, RECORD_SIZE, RECORD_X, RECORD_Y
+from avtool.render.cpu_bin import RECORD_SIZE, RECORD_X, RECORD_Y
 from avtool.render.cpu_forward import (
     CHUNK,
     PIXEL_X,
@@ -23,8 +23,8 @@ from avtool.render.cpu_forward import (
     multiply_add,
     place_pixels,
 )
-from avtool.render.cpu_project import ONE, TWO, ZERO, f32
-from avtool.render.jit import kernel, threaded
+from avtool.render.cpu_project import BLOCK, ONE, TWO, ZERO, f32
+from avtool.render.jit import inlined, threaded
 from avtool.render.simd import any_positive, broadcast, load, load_broadcast, prefetch, store, where_greater
 
 ALPHA_CAP = f32(0.999)
@@ -40,7 +40,7 @@ def scratch_floats(padded_channels: int, longest_list: int) -> int:
     return fixed + 2 * (longest_list + 8) * PIXELS
 
 
-@kernel
+@inlined
 def _area_offsets(padded, longest):
     """Where the areas start: by channel, by pixel, dots, sums, alphas, transmittances."""
     by_pixel = AREAS + PIXELS * padded
@@ -50,7 +50,7 @@ def _area_offsets(padded, longest):
     return AREAS, by_pixel, dots, sums, alphas, alphas + (longest + 8) * PIXELS
 
 
-@kernel
+@inlined
 def _write_basis(scratch):
     """The six monomials at the block's pixels, relative to its center (eight columns, two of them zero)."""
     for pixel in range(PIXELS):
@@ -61,7 +61,7 @@ def _write_basis(scratch):
         scratch[at + 6] = scratch[at + 7] = ZERO
 
 
-@kernel
+@inlined
 def _read_gradients(
     scratch, by_channel, by_pixel, block_x, block_y, width, height, num_channels, padded, background, v_image, v_alphas
 ):
@@ -84,7 +84,7 @@ def _read_gradients(
         scratch[V_ALPHA + pixel] = v_alpha
 
 
-@kernel
+@inlined
 def _replay(scratch, ids, records, colors, buffer, padded, entries, first, count, alphas, transmittances):
     """Front to back once more: alphas and transmittances of the Gaussians that count. Returns (how many, padded to a
     multiple of four; minus the alpha gradients times the final transmittances, as two vectors)."""
@@ -121,7 +121,7 @@ def _replay(scratch, ids, records, colors, buffer, padded, entries, first, count
     return kept, -final0 * load(scratch, V_ALPHA), -final1 * load(scratch, V_ALPHA + 8)
 
 
-@kernel
+@inlined
 def _color_dots(scratch, ids, begin, end, colors, num_channels, padded, by_channel, dots):
     """<color, gradient> of Gaussians begin..end at every pixel, four Gaussians at a time."""
     zero = broadcast(ZERO)
@@ -146,7 +146,7 @@ def _color_dots(scratch, ids, begin, end, colors, num_channels, padded, by_chann
         store(scratch, at, r0), store(scratch, at + 8, r1), store(scratch, at + 16, s0), store(scratch, at + 24, s1)
 
 
-@kernel
+@inlined
 def _sweep(scratch, alpha_at, transmittance_at, dot_at, behind):
     """One Gaussian at eight pixels: its alpha becomes its weight, its transmittance the gradient of sigma.
 
@@ -161,7 +161,7 @@ def _sweep(scratch, alpha_at, transmittance_at, dot_at, behind):
     return behind + weight * dot
 
 
-@kernel
+@inlined
 def _add_to_buffer(scratch, sums, buffer, rank, records, center_x, center_y, padded):
     """Add a Gaussian's color gradients and its moments, shifted from the block's center to its own."""
     at = rank * (padded + 8)
@@ -180,7 +180,7 @@ def _add_to_buffer(scratch, sums, buffer, rank, records, center_x, center_y, pad
     buffer[at + 5] += scratch[m + 5] + shift_y * (m2 + first_y)
 
 
-@kernel
+@inlined
 def _accumulate(scratch, ids, begin, end, padded, by_pixel, sums, alphas, sigmas, records, buffer, block_x, block_y):
     """Pixel sums of four Gaussians at a time (colors: weights x gradients; moments: sigma gradients x basis)."""
     zero = broadcast(ZERO)

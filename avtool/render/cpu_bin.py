@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange
 
 from avtool.render.cpu_project import (
+    BLOCK,
     CONIC_XX,
     CONIC_XY,
     CONIC_YY,
@@ -27,12 +28,11 @@ from avtool.render.cpu_project import (
     MEAN_Y,
     ONE,
     ZERO,
+    block_rows,
     f32,
 )
-from avtool.render.jit import kernel, threaded
+from avtool.render.jit import inlined, kernel, threaded
 
-BLOCK = 4
-"""Side of a block in pixels: its 16 pixels are two vectors of eight lanes."""
 QUARTER, THREE = f32(0.25), f32(3)
 LOG2_E = f32(math.log2(math.e))
 BLOCK_OVERHEAD = 4
@@ -50,7 +50,7 @@ _MASK = np.uint64(_RADIX - 1)
 
 
 @kernel
-def sort_by_depth(keys, table, height, order, first_span, pairs, spare):
+def sort_by_depth(keys, num_rows, order, first_span, pairs, spare):
     """Stable radix sort of the visible Gaussians: order (M,) indices front to back. Returns M.
 
     first_span (M + 1,) gets where each sorted Gaussian's rows of blocks start in a list of spans (an upper bound).
@@ -83,37 +83,27 @@ def sort_by_depth(keys, table, height, order, first_span, pairs, spare):
         pairs, spare = spare, pairs
     spans = 0
     for j in range(count):
-        i = np.int64(pairs[j] & np.uint64(0xFFFFFFFF))
+        i = np.uint32(pairs[j])
         order[j] = i
         first_span[j] = spans
-        top, bottom = _block_rows(table[i, MEAN_Y], table[i, EXTENT_Y], height)
-        spans += max(0, bottom - top + 1)
+        spans += num_rows[i]
     first_span[count] = spans
     return count
 
 
-@kernel
-def _block_rows(center, extent, height):
-    """First and last row of blocks whose pixel centers can lie within center +- extent."""
-    limit = f32(height)
-    top = min(limit, max(ZERO, center - extent - HALF))
-    bottom = max(f32(-1), min(limit - ONE, center + extent - HALF))
-    return np.int64(math.floor(top)) // BLOCK, np.int64(math.floor(bottom)) // BLOCK
-
-
-@kernel
-def _span(row, block_row, width):
-    """First and last pixel column of a row of blocks that the ellipse of a projection-table row meets (first > last: none)."""
-    a, b, c, det = row[CONIC_XX], row[CONIC_XY], row[CONIC_YY], row[DET]
-    center_x, extent_x, extent_y = row[MEAN_X], row[EXTENT_X], row[EXTENT_Y]
-    top = f32(block_row * BLOCK) + HALF - row[MEAN_Y]
+@inlined
+def _span(table, i, block_row, width):
+    """First and last pixel column of a row of blocks that Gaussian i's ellipse meets (first > last: none)."""
+    a, b, c, det = table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY], table[i, DET]
+    center_x, extent_x, extent_y = table[i, MEAN_X], table[i, EXTENT_X], table[i, EXTENT_Y]
+    top = f32(block_row * BLOCK) + HALF - table[i, MEAN_Y]
     low, high = max(top, -extent_y), min(top + THREE, extent_y)
     if low > high:
         return 1, 0
     # The ellipse is widest to the right where its slope is vertical; within a band of rows, at the nearest row to that.
     widest = -b / c * extent_x
     y_right, y_left = min(max(widest, low), high), min(max(-widest, low), high)
-    level = a * row[LEVEL]
+    level = a * table[i, LEVEL]
     right = (-b * y_right + math.sqrt(max(ZERO, level - det * y_right * y_right))) / a
     left = (-b * y_left - math.sqrt(max(ZERO, level - det * y_left * y_left))) / a
     slack = f32(1e-3) + f32(2e-6) * (extent_x + abs(center_x))
@@ -122,8 +112,8 @@ def _span(row, block_row, width):
     return np.int64(first), np.int64(last)
 
 
-@kernel
-def _write_record(rank, i, table, colors, records, sorted_colors):
+@inlined
+def _write_record(rank, i, table, colors, records, sorted_colors, padded):
     """Copy what the raster loops need of Gaussian i to its place in depth order."""
     at = rank * RECORD_SIZE
     records[at + RECORD_X], records[at + RECORD_Y] = table[i, MEAN_X], table[i, MEAN_Y]
@@ -132,16 +122,17 @@ def _write_record(rank, i, table, colors, records, sorted_colors):
     records[at + RECORD_YY] = HALF * LOG2_E * table[i, CONIC_YY]
     records[at + RECORD_PEAK] = table[i, LOG2_OPACITY]
     num_channels = colors.shape[1]
-    at = rank * sorted_colors.shape[1]
-    flat = sorted_colors.reshape(-1)
+    at = rank * padded
     for channel in range(num_channels):
-        flat[at + channel] = colors[i, channel]
+        sorted_colors[at + channel] = colors[i, channel]
+    for channel in range(num_channels, padded):
+        sorted_colors[at + channel] = ZERO
 
 
 @threaded
 def count_pairs(
     num_threads, num_visible, order, first_span, table, colors, width, height, tiles_x, records, sorted_colors,
-    counts, spans, num_spans,
+    padded, counts, spans, num_spans,
 ):  # fmt: skip
     """Write the records and colors in depth order, the spans (rank, row, first and last column of blocks), and how
     many list entries each thread puts into each block: counts (T, blocks)."""
@@ -152,11 +143,10 @@ def count_pairs(
         count[:] = 0
         for rank in range(begin, end):
             i = np.int64(order[rank])
-            _write_record(rank, i, table, colors, records, sorted_colors)
-            row = table[i]
-            top, bottom = _block_rows(row[MEAN_Y], row[EXTENT_Y], height)
+            _write_record(rank, i, table, colors, records, sorted_colors, padded)
+            top, bottom = block_rows(table[i, MEAN_Y], table[i, EXTENT_Y], f32(height))
             for block_row in range(top, bottom + 1):
-                first, last = _span(row, block_row, width)
+                first, last = _span(table, i, block_row, width)
                 if first > last:
                     continue
                 first, last = first // BLOCK, last // BLOCK
@@ -170,7 +160,10 @@ def count_pairs(
 
 @kernel
 def scan_counts(num_threads, counts, offsets):
-    """Turn counts (T, blocks) into each thread's write positions; offsets (blocks + 1,). Returns (total, longest list)."""
+    """Turn counts (T, blocks) into each thread's write positions; fills offsets (blocks + 1,).
+
+    Returns the total and the longest list.
+    """
     total, longest = np.int64(0), np.int64(0)
     num_blocks = counts.shape[1]
     for block in range(num_blocks):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from avtool.render.cpu_bin import BLOCK, RECORD_PEAK, RECORD_SIZE, RECORD_X, RECORD_XX, RECORD_XY, RECORD_Y, RECORD_YY
-from avtool.render.cpu_project import HALF, ONE, ZERO, f32
-from avtool.render.jit import kernel, threaded
+from avtool.render.cpu_bin import RECORD_PEAK, RECORD_SIZE, RECORD_X, RECORD_XX, RECORD_XY, RECORD_Y, RECORD_YY
+from avtool.render.cpu_project import BLOCK, HALF, ONE, ZERO, f32
+from avtool.render.jit import inlined, threaded
 from avtool.render.simd import (
     alpha_from_log2,
     any_positive,
@@ -37,7 +37,7 @@ def scratch_floats(padded_channels: int) -> int:
     return PRODUCTS + PIXELS * padded_channels + (CHUNK + 4) * PIXELS
 
 
-@kernel
+@inlined
 def place_pixels(scratch, block_x, block_y):
     """Pixel centers of a block."""
     for pixel in range(PIXELS):
@@ -45,7 +45,7 @@ def place_pixels(scratch, block_x, block_y):
         scratch[PIXEL_Y + pixel] = f32(block_y * BLOCK + pixel // BLOCK) + HALF
 
 
-@kernel
+@inlined
 def block_alphas(records, rank, x, y_upper, y_lower):
     """Alpha of one Gaussian at the block's two vectors of pixels (x is the same for both)."""
     at = rank * RECORD_SIZE
@@ -59,7 +59,7 @@ def block_alphas(records, rank, x, y_upper, y_lower):
     return alpha_upper, alpha_from_log2(middle - lower * (yy * lower + slope), peak)
 
 
-@kernel
+@inlined
 def multiply_add(a, a_first, a_row, a_step, b, b_first, b_row, rows, use_rows, count, vectors, out, out_first, out_row):
     """out[r, :] += sum_k a[r, k] b[row(k), :] for four rows r and ``vectors`` x 8 columns, in register tiles.
 
@@ -134,7 +134,7 @@ def multiply_add(a, a_first, a_row, a_step, b, b_first, b_row, rows, use_rows, c
             v += 1
 
 
-@kernel
+@inlined
 def _blend(alpha, transmittance, weight_sum, cut):
     """One step of front-to-back blending: (weight, transmittance after, 0 once the pixel has ended, sum of weights)."""
     zero = broadcast(ZERO)
@@ -144,7 +144,7 @@ def _blend(alpha, transmittance, weight_sum, cut):
     return weight, where_greater(after, cut, after, zero), weight_sum + weight
 
 
-@kernel
+@inlined
 def _blend_registers(scratch, records, colors, entries, first, count):
     """Blend a block of at most three channels; returns how many entries of the list were walked."""
     zero, cut = broadcast(ZERO), broadcast(TRANSMITTANCE_CUT)
@@ -189,9 +189,9 @@ def _blend_registers(scratch, records, colors, entries, first, count):
     return min(count, j)
 
 
-@kernel
+@inlined
 def _keep(scratch, weights, kept, ids, rank, upper, lower, colors, padded):
-    """Put a Gaussian's weights at the end of the gathered ones; stays there only if any is positive. Returns how many."""
+    """Put a Gaussian's weights behind the gathered ones; it stays only if any is positive. Returns how many there are."""
     at = weights + kept * PIXELS
     store(scratch, at, upper)
     store(scratch, at + 8, lower)
@@ -205,7 +205,7 @@ def _keep(scratch, weights, kept, ids, rank, upper, lower, colors, padded):
     return kept + 1
 
 
-@kernel
+@inlined
 def _blend_products(scratch, ids, records, colors, padded, entries, first, count):
     """Blend a block of many channels into scratch at PRODUCTS (16, padded); returns how many entries were walked."""
     zero, cut = broadcast(ZERO), broadcast(TRANSMITTANCE_CUT)
@@ -246,7 +246,7 @@ def _blend_products(scratch, ids, records, colors, padded, entries, first, count
     return min(count, j)
 
 
-@kernel
+@inlined
 def _write_block(scratch, block_x, block_y, width, height, num_channels, padded, background, image, alphas):
     """Copy a block's pixels that lie in the image, over the background."""
     in_registers = num_channels <= 3
@@ -262,7 +262,7 @@ def _write_block(scratch, block_x, block_y, width, height, num_channels, padded,
             image[out + channel] = scratch[at + channel * step] + (ONE - alpha) * background[channel]
 
 
-@kernel
+@inlined
 def block_position(block, tiles_x):
     """Column and row of a block from its number."""
     tile, within = block // 16, block % 16

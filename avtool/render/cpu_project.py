@@ -11,8 +11,11 @@ import math
 import numpy as np
 from numba import prange
 
-from avtool.render.jit import kernel, threaded
+from avtool.render.jit import inlined, threaded
 from avtool.render.simd import float_bits
+
+BLOCK = 4
+"""Side of a block in pixels: its 16 pixels are two vectors of eight lanes."""
 
 f32 = np.float32
 ZERO, ONE, TWO, HALF = f32(0), f32(1), f32(2), f32(0.5)
@@ -27,7 +30,7 @@ MEAN_X, MEAN_Y, CONIC_XX, CONIC_XY, CONIC_YY, DET, EXTENT_X, EXTENT_Y, LEVEL, LO
 NUM_COLUMNS = 16
 
 
-@kernel
+@inlined
 def _unit_quat(quats, i):
     """Normalized quaternion i and the inverse of its length (torch's normalize: length at least 1e-12)."""
     w, x, y, z = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
@@ -35,7 +38,7 @@ def _unit_quat(quats, i):
     return w * inverse, x * inverse, y * inverse, z * inverse, inverse
 
 
-@kernel
+@inlined
 def _rotation(w, x, y, z):
     """Rotation matrix of a unit quaternion, row by row."""
     return (
@@ -45,7 +48,7 @@ def _rotation(w, x, y, z):
     )  # fmt: skip
 
 
-@kernel
+@inlined
 def _times(a0, a1, a2, m):
     """Row vector times a 3 x 3 matrix given row by row."""
     return (
@@ -55,7 +58,7 @@ def _times(a0, a1, a2, m):
     )
 
 
-@kernel
+@inlined
 def _times_transposed(a0, a1, a2, m):
     """Row vector times the transpose of a 3 x 3 matrix given row by row."""
     return (
@@ -65,7 +68,7 @@ def _times_transposed(a0, a1, a2, m):
     )
 
 
-@kernel
+@inlined
 def _camera_rotation(viewmat):
     return (
         viewmat[0, 0], viewmat[0, 1], viewmat[0, 2],
@@ -74,14 +77,14 @@ def _camera_rotation(viewmat):
     )  # fmt: skip
 
 
-@kernel
+@inlined
 def _clamp_slope(slope, focal, center, size):
     """Direction x / z held within the image plus a margin."""
     margin = HALF_MARGIN * size / focal
     return min((size - center) / focal + margin, max(-(center / focal + margin), slope))
 
 
-@kernel
+@inlined
 def _jacobian(x, y, z, K, width, height):
     """Nonzero entries (00, 02, 11, 12) of the clamped Jacobian and the clamped slopes."""
     inverse = ONE / z
@@ -91,7 +94,7 @@ def _jacobian(x, y, z, K, width, height):
     return scale_x, -scale_x * slope_x, scale_y, -scale_y * slope_y, slope_x, slope_y
 
 
-@kernel
+@inlined
 def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, width, height, table):
     """Fill row i of the projection table; True when the Gaussian is visible."""
     mean_x, mean_y, mean_z = means[i, 0], means[i, 1], means[i, 2]
@@ -131,9 +134,18 @@ def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, width, 
     return inside_x and image_y + extent_y >= ZERO and image_y - extent_y <= height
 
 
+@inlined
+def block_rows(center, extent, height):
+    """First and last row of blocks whose pixel centers can lie within center +- extent."""
+    top = min(height, max(ZERO, center - extent - HALF))
+    bottom = max(f32(-1), min(height - ONE, center + extent - HALF))
+    return np.int64(math.floor(top)) // BLOCK, np.int64(math.floor(bottom)) // BLOCK
+
+
 @threaded
-def project(num_threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys):
-    """Project N Gaussians: the table (N, NUM_COLUMNS) and keys (N,) uint32, depth bits or 0 for what is culled."""
+def project(num_threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys, num_rows):
+    """Project N Gaussians: the table (N, NUM_COLUMNS), keys (N,) uint32, depth bits or 0 for what is culled, and
+    num_rows (N,) int32, how many rows of blocks a visible one spans at most."""
     num_points = means.shape[0]
     image_width, image_height = f32(width), f32(height)
     for thread in prange(num_threads):
@@ -143,19 +155,21 @@ def project(num_threads, means, quats, scales, opacities, viewmat, K, width, hei
                 i, means, quats, scales, opacities, viewmat, camera, K, image_width, image_height, table
             )
             keys[i] = float_bits(table[i, Z]) if visible else np.uint32(0)
+            if visible:
+                top, bottom = block_rows(table[i, MEAN_Y], table[i, EXTENT_Y], image_height)
+                num_rows[i] = max(0, bottom - top + 1)
 
 
-@kernel
-def _gradient_of_covariance(row, moments):
+@inlined
+def _gradient_of_covariance(a, b, c, moments):
     """Gradient of the covariance (xx, xy, yy) from the second moments of the pixel gradients: -conic V conic."""
-    a, b, c = row[CONIC_XX], row[CONIC_XY], row[CONIC_YY]
     vxx, vxy, vyy = HALF * moments[3], HALF * moments[4], HALF * moments[5]
     p00, p01 = a * vxx + b * vxy, a * vxy + b * vyy
     p10, p11 = b * vxx + c * vxy, b * vxy + c * vyy
     return -(p00 * a + p01 * b), -(p00 * b + p01 * c), -(p10 * b + p11 * c)
 
 
-@kernel
+@inlined
 def _add_quat_gradient(quats, i, m, out):
     """Chain the gradient m of the rotation matrix (row by row) to the unnormalized quaternion i."""
     w, x, y, z, inverse = _unit_quat(quats, i)
@@ -170,16 +184,12 @@ def _add_quat_gradient(quats, i, m, out):
     out[i, 3] += (gz - along * z) * inverse
 
 
-@kernel
-def _point_gradient(row, K, width, height, moments, j00, j02, j11, j12):
-    """Gradient of the camera point, through the mean (first moments) and through the clamped Jacobian (gradients j..)."""
-    x, y, z = row[X], row[Y], row[Z]
+@inlined
+def _point_gradient(x, y, z, K, held_x, held_y, mean_x, mean_y, j00, j02, j11, j12):
+    """Gradient of the camera point, through the image point (mean_.) and through the clamped Jacobian (j..)."""
     inverse = ONE / z
     fx, fy = K[0, 0] * inverse, K[1, 1] * inverse
-    a, b, c = row[CONIC_XX], row[CONIC_XY], row[CONIC_YY]
-    mean_x, mean_y = -(a * moments[1] + b * moments[2]), -(b * moments[1] + c * moments[2])
     slope_x, slope_y = x * inverse, y * inverse
-    _, _, _, _, held_x, held_y = _jacobian(x, y, z, K, width, height)
     vx, vy = mean_x * fx, mean_y * fy
     vz = -(vx * slope_x + vy * slope_y) - (fx * j00 + fy * j11) * inverse
     # J02 = -f/z * slope: the slope moves only while it is not clamped.
@@ -193,46 +203,77 @@ def _point_gradient(row, K, width, height, moments, j00, j02, j11, j12):
     return vx, vy, vz
 
 
-@kernel
-def _backward_one(i, moments, table, means, quats, scales, opacities, camera, K, width, height, grads, pose):
-    """Gradients of Gaussian i from its six moments, added to grads (means, quats, scales, opacities) and pose (3, 4)."""
-    v_means, v_quats, v_scales, v_opacities = grads
-    row = table[i]
+@inlined
+def _scale_gradient(scale, u, v, vxx, vxy, vyy):
+    """Gradient of one scale: the factor's column is scale (u, v), and its gradient twice V times it."""
+    return TWO * scale * (vxx * u * u + TWO * vxy * u * v + vyy * v * v)
+
+
+@inlined
+def _add_pose_gradient(pose, thread, row, v, x, y, z, a0, a1, a2):
+    """Row of the camera's gradient: through the camera point (v), and through J R (a.)."""
+    pose[thread, row, 0] += v * x + a0
+    pose[thread, row, 1] += v * y + a1
+    pose[thread, row, 2] += v * z + a2
+    pose[thread, row, 3] += v
+
+
+@inlined
+def _backward_one(
+    i, thread, moments, table, means, quats, scales, opacities, camera, K, width, height,
+    v_means, v_quats, v_scales, v_opacities, pose,
+):  # fmt: skip
+    """Gradients of Gaussian i from its six moments, added to every v_ array and to pose (T, 3, 4)."""
     v_opacities[i] -= moments[0] / opacities[i]
-    vxx, vxy, vyy = _gradient_of_covariance(row, moments)
-    j00, j02, j11, j12, _, _ = _jacobian(row[X], row[Y], row[Z], K, width, height)
-    a = _times(j00, ZERO, j02, camera)
-    b = _times(ZERO, j11, j12, camera)
+    x, y, z = table[i, X], table[i, Y], table[i, Z]
+    conic_xx, conic_xy, conic_yy = table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY]
+    vxx, vxy, vyy = _gradient_of_covariance(conic_xx, conic_xy, conic_yy, moments)
+    j00, j02, j11, j12, held_x, held_y = _jacobian(x, y, z, K, width, height)
+    a0, a1, a2 = _times(j00, ZERO, j02, camera)
+    b0, b1, b2 = _times(ZERO, j11, j12, camera)
     qw, qx, qy, qz, _ = _unit_quat(quats, i)
     rotation = _rotation(qw, qx, qy, qz)
-    u = _times(a[0], a[1], a[2], rotation)
-    v = _times(b[0], b[1], b[2], rotation)
-    # gu, gv: gradient of the rows of J R Q; the factor's gradient is 2 V factor.
-    s = (scales[i, 0], scales[i, 1], scales[i, 2])
-    for k in range(3):
-        v_scales[i, k] += TWO * s[k] * (vxx * u[k] * u[k] + TWO * vxy * u[k] * v[k] + vyy * v[k] * v[k])
-    s0, s1, s2 = TWO * s[0] * s[0], TWO * s[1] * s[1], TWO * s[2] * s[2]
-    gu = ((vxx * u[0] + vxy * v[0]) * s0, (vxx * u[1] + vxy * v[1]) * s1, (vxx * u[2] + vxy * v[2]) * s2)
-    gv = ((vxy * u[0] + vyy * v[0]) * s0, (vxy * u[1] + vyy * v[1]) * s1, (vxy * u[2] + vyy * v[2]) * s2)
+    u0, u1, u2 = _times(a0, a1, a2, rotation)
+    v0, v1, v2 = _times(b0, b1, b2, rotation)
+    s0, s1, s2 = scales[i, 0], scales[i, 1], scales[i, 2]
+    v_scales[i, 0] += _scale_gradient(s0, u0, v0, vxx, vxy, vyy)
+    v_scales[i, 1] += _scale_gradient(s1, u1, v1, vxx, vxy, vyy)
+    v_scales[i, 2] += _scale_gradient(s2, u2, v2, vxx, vxy, vyy)
+    # gu, gv: gradient of the rows of J R Q, 2 V (J R Q) S S.
+    s0, s1, s2 = TWO * s0 * s0, TWO * s1 * s1, TWO * s2 * s2
+    gu0, gu1, gu2 = (vxx * u0 + vxy * v0) * s0, (vxx * u1 + vxy * v1) * s1, (vxx * u2 + vxy * v2) * s2
+    gv0, gv1, gv2 = (vxy * u0 + vyy * v0) * s0, (vxy * u1 + vyy * v1) * s1, (vxy * u2 + vyy * v2) * s2
     matrix = (
-        a[0] * gu[0] + b[0] * gv[0], a[0] * gu[1] + b[0] * gv[1], a[0] * gu[2] + b[0] * gv[2],
-        a[1] * gu[0] + b[1] * gv[0], a[1] * gu[1] + b[1] * gv[1], a[1] * gu[2] + b[1] * gv[2],
-        a[2] * gu[0] + b[2] * gv[0], a[2] * gu[1] + b[2] * gv[1], a[2] * gu[2] + b[2] * gv[2],
+        a0 * gu0 + b0 * gv0, a0 * gu1 + b0 * gv1, a0 * gu2 + b0 * gv2,
+        a1 * gu0 + b1 * gv0, a1 * gu1 + b1 * gv1, a1 * gu2 + b1 * gv2,
+        a2 * gu0 + b2 * gv0, a2 * gu1 + b2 * gv1, a2 * gu2 + b2 * gv2,
     )  # fmt: skip
     _add_quat_gradient(quats, i, matrix, v_quats)
-    ga = _times_transposed(gu[0], gu[1], gu[2], rotation)
-    gb = _times_transposed(gv[0], gv[1], gv[2], rotation)
-    ja = _times_transposed(ga[0], ga[1], ga[2], camera)
-    jb = _times_transposed(gb[0], gb[1], gb[2], camera)
-    vx, vy, vz = _point_gradient(row, K, width, height, moments, ja[0], ja[2], jb[1], jb[2])
-    for k in range(3):
-        v_means[i, k] += camera[k] * vx + camera[3 + k] * vy + camera[6 + k] * vz
-        pose[0, k] += vx * means[i, k] + j00 * ga[k]
-        pose[1, k] += vy * means[i, k] + j11 * gb[k]
-        pose[2, k] += vz * means[i, k] + j02 * ga[k] + j12 * gb[k]
-    pose[0, 3] += vx
-    pose[1, 3] += vy
-    pose[2, 3] += vz
+    a0, a1, a2 = _times_transposed(gu0, gu1, gu2, rotation)
+    b0, b1, b2 = _times_transposed(gv0, gv1, gv2, rotation)
+    g00, _, g02 = _times_transposed(a0, a1, a2, camera)
+    _, g11, g12 = _times_transposed(b0, b1, b2, camera)
+    mean_x = -(conic_xx * moments[1] + conic_xy * moments[2])
+    mean_y = -(conic_xy * moments[1] + conic_yy * moments[2])
+    vx, vy, vz = _point_gradient(x, y, z, K, held_x, held_y, mean_x, mean_y, g00, g02, g11, g12)
+    world_x, world_y, world_z = _times(vx, vy, vz, camera)
+    v_means[i, 0] += world_x
+    v_means[i, 1] += world_y
+    v_means[i, 2] += world_z
+    x, y, z = means[i, 0], means[i, 1], means[i, 2]
+    _add_pose_gradient(pose, thread, 0, vx, x, y, z, j00 * a0, j00 * a1, j00 * a2)
+    _add_pose_gradient(pose, thread, 1, vy, x, y, z, j11 * b0, j11 * b1, j11 * b2)
+    _add_pose_gradient(
+        pose, thread, 2, vz, x, y, z, j02 * a0 + j12 * b0, j02 * a1 + j12 * b1, j02 * a2 + j12 * b2
+    )
+
+
+@inlined
+def _sum_of_moment(buffers, num_threads, rank, column):
+    total = ZERO
+    for t in range(num_threads):
+        total += buffers[t, rank, column]
+    return total
 
 
 @threaded
@@ -248,19 +289,21 @@ def project_backward(
     first = buffers.shape[2] - 8
     for thread in prange(num_threads):
         camera = _camera_rotation(viewmat)
-        moments = np.zeros(6, np.float32)
-        grads = (v_means, v_quats, v_scales, v_opacities)
         pose[thread] = 0.0
         for rank in range(num_visible * thread // num_threads, num_visible * (thread + 1) // num_threads):
             i = np.int64(order[rank])
-            for k in range(6):
-                moments[k] = ZERO
             for t in range(num_threads):
                 for k in range(num_channels):
                     v_colors[i, k] += buffers[t, rank, k]
-                for k in range(6):
-                    moments[k] += buffers[t, rank, first + k]
+            moments = (
+                _sum_of_moment(buffers, num_threads, rank, first),
+                _sum_of_moment(buffers, num_threads, rank, first + 1),
+                _sum_of_moment(buffers, num_threads, rank, first + 2),
+                _sum_of_moment(buffers, num_threads, rank, first + 3),
+                _sum_of_moment(buffers, num_threads, rank, first + 4),
+                _sum_of_moment(buffers, num_threads, rank, first + 5),
+            )
             _backward_one(
-                i, moments, table, means, quats, scales, opacities, camera, K, image_width, image_height, grads,
-                pose[thread],
+                i, thread, moments, table, means, quats, scales, opacities, camera, K, image_width, image_height,
+                v_means, v_quats, v_scales, v_opacities, pose,
             )  # fmt: skip

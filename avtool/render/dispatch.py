@@ -134,10 +134,12 @@ def _check(
     dims = {"means": 2, "quats": 2, "scales": 2, "opacities": 1, "colors": 2, "viewmats": 2, "Ks": 2}
     tensors = {name: getattr(gaussians, name, None) for name in dims} | {"viewmats": viewmats, "Ks": Ks}
     try:
-        batch_shape = torch.broadcast_shapes(*(tensors[name].shape[: tensors[name].dim() - dims[name]] for name in dims))
+        batch_shape = torch.broadcast_shapes(*(t.shape[: t.dim() - dims[name]] for name, t in tensors.items()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"batch dimensions do not broadcast: {shapes}") from None
+    if batch_shape.numel() == 0:
+        raise ValueError(f"nothing to render: the batch shape is {tuple(batch_shape)}")
     _check_finite(tensors | ({} if background is None else {"background": background}))
     flat = {name: _flatten(tensor, dims[name], batch_shape) for name, tensor in tensors.items()}
     batch_size = batch_shape.numel()
@@ -147,7 +149,7 @@ def _check(
 def _flatten(tensor: Tensor, dims: int, batch_shape: torch.Size) -> Tensor:
     """(..., *row) -> (B, *row), or (1, *row) when the tensor is the same for all images."""
     batch, row = tensor.shape[: tensor.dim() - dims], tensor.shape[tensor.dim() - dims :]
-    if batch.numel() == 1 and batch_shape.numel() != 0:
+    if batch.numel() == 1:
         return tensor.reshape(1, *row)
     return tensor.expand(*batch_shape, *row).reshape(-1, *row)
 

@@ -63,7 +63,7 @@ def cache_folder() -> Path | None:
 _CACHE_FOLDER = cache_folder()
 
 
-def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
     previous = numba.config.CACHE_DIR
     if _CACHE_FOLDER is not None:
         numba.config.CACHE_DIR = str(_CACHE_FOLDER)
@@ -73,7 +73,7 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
             nogil=True,
             error_model="numpy",
             fastmath={"contract"},
-            parallel=parallel,
+            **options,
         )(function)
     finally:
         numba.config.CACHE_DIR = previous
@@ -81,7 +81,12 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a serial kernel."""
-    return _compile(function, parallel=False)
+    return _compile(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a part of a kernel, always inlined: a call would count references of every array, across threads."""
+    return _compile(function, forceinline=True)
 
 
 def threaded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -114,9 +114,9 @@ def _composite(projection: Projection, opacities: Tensor, colors: Tensor, pixels
     with torch.no_grad():
         alive = torch.cumprod(1 - alpha, 0) > TRANSMITTANCE_CUT
     alpha = torch.where(alive, alpha, torch.zeros_like(alpha))
-    after = torch.cumprod(1 - alpha, 0)
-    before = torch.cat([torch.ones_like(after[:1]), after[:-1]], 0)
-    return (alpha * before).T @ colors, 1 - after[-1]
+    # One row more than Gaussians: the transmittance before each of them, and the final one.
+    transmittance = torch.cat([alpha.new_ones(1, len(pixels)), torch.cumprod(1 - alpha, 0)])
+    return (alpha * transmittance[:-1]).T @ colors, 1 - transmittance[-1]
 
 
 def rasterize_reference(
@@ -149,12 +149,8 @@ def rasterize_reference(
         y, reach = splats.means2d[:, 1].detach(), splats.radii[:, 1]
         near = torch.nonzero((y + reach >= top) & (y - reach <= bottom)).squeeze(-1)
         shape = (bottom - top, width)
-        if len(near) == 0:
-            image.append(colors.new_zeros(*shape, colors.shape[-1]))
-            alphas.append(colors.new_zeros(*shape, 1))
-            continue
         pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).reshape(-1, 2)
         band_colors, band_alphas = _composite(splats[near], opacities[near], colors[near], pixels)
-        image.append(band_colors.reshape(*shape, -1))
+        image.append(band_colors.reshape(*shape, colors.shape[-1]))
         alphas.append(band_alphas.reshape(*shape, 1))
     return torch.cat(image), torch.cat(alphas)
