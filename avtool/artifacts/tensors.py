@@ -43,7 +43,7 @@ def save_tensors(
     check_finite(path, stored)
     with atomic_write(path) as temporary:
         # Not save_file(): it makes files that only their owner may read.
-        temporary.write_bytes(save_bytes(stored, metadata=entries))
+        temporary.write_bytes(_in_fixed_order(save_bytes(stored, metadata=entries)))
 
 
 def load_tensors(
@@ -97,6 +97,16 @@ def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             raise FormatError(path, name, "finite numbers", found, "the file is damaged: make it again")
 
 
+def _in_fixed_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in an order that changes from run to run."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
 def _spell(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
@@ -112,7 +122,9 @@ def _read(path: Path) -> bytes:
 
 def _header(path: Path, content: bytes) -> dict:
     """The JSON header of a safetensors file, after refusing what only bears its name."""
-    if content[:2] == b"PK" or content[:1] == b"\x80":
+    # The first byte alone says little: it may be a header's length, which has zeros at its end.
+    is_pickle = content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[2:8].strip(b"\0") != b""
+    if is_pickle or content[:4] == b"PK\x03\x04":
         raise FormatError(
             path, "", "a safetensors file", "a Python pickle, which could run code and is never loaded",
             "export the tensors as safetensors",

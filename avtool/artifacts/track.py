@@ -135,6 +135,7 @@ class Track:
         path = Path(path)
         refuse_existing(path, force)
         track = self.rebased(path.parent)
+        _check(track, str(path))
         data = track._header()
         if track.video is not None or track.offsets is not None:
             arrays = data_directory(path) / "frames.safetensors"
@@ -143,7 +144,6 @@ class Track:
             data["arrays"] = f"{arrays.parent.name}/{arrays.name}"
         data["frames"] = len(track.frames) if track.video is not None else [_frame_to_json(f) for f in track.frames]
         text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False)
-        _check(track, str(path))
         with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
