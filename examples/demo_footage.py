@@ -56,9 +56,12 @@ def summary(out: Path) -> None:
     print(f"video          {out / 'out.mp4'}")
     print(f"contact sheet  {out / 'contact_sheet.png'}   (real | render | error)")
     print(f"metrics        {out / 'metrics.json'}")
-    for name, value in metrics.get("metrics", metrics).items():
-        if isinstance(value, dict) and isinstance(value.get("mean"), float):
-            print(f"  {name:28s} {value['mean']:.4g} +- {value['std']:.2g}   ({value['n']} frames)")
+    for mode in ("refined", "unrefined"):
+        for name, value in metrics.get(mode, {}).items():
+            if isinstance(value, dict) and isinstance(value.get("mean"), float):
+                print(f"  {mode + ' ' + name:32s} {value['mean']:.4g} +- {value['std']:.2g}   ({value['n']} frames)")
+    for name, reason in metrics.get("absent", {}).items():
+        print(f"  {name}: not measured: {reason}")
 
 
 if __name__ == "__main__":
