@@ -105,8 +105,8 @@ def list_images(directory: str | Path) -> list[Path]:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that compares runs of digits by value."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [(2, 0, name)]
+    parts = re.split(r"(\d+)", Path(name).stem.casefold())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [(-1, 0, name)]
 
 
 def _refuse_heif(path: Path, head: bytes) -> None:

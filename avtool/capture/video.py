@@ -29,6 +29,8 @@ VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv 
 SYNTHETIC = {"comment": "synthetic: rendered by avtool"}
 # Fewer of the promised frames than this mean that the file was cut off.
 MIN_COMPLETE = 0.9
+# Sound that players of MP4 files know; the container would take more.
+_PLAYABLE_AUDIO = ("aac", "mp3")
 _SQUARE_PIXELS = "scale='if(gt(sar,0),round(iw*sar),iw)':ih,setsar=1"
 _TRUNCATION_MARKS = ("moov atom not found", "partial file", "Truncat", "truncat", "File ended prematurely")
 
@@ -226,16 +228,27 @@ class VideoWriter:
         tail = [*tags, "-map_chapters", "-1", "-movflags", "+faststart", "-y", str(output)]
         silent = ["-nostdin", "-i", str(self._silent)]
         duration = float(self.num_frames / self.rate)
-        if self.audio_from is not None and probe_video(self.audio_from).has_audio:
-            sound = ["-ss", f"{self.audio_start:.6f}", "-t", f"{duration:.6f}", "-i", _url(Path(self.audio_from))]
+        codec = _audio_codec(self.audio_from) if self.audio_from is not None else None
+        if codec is not None:
+            seek = ["-ss", f"{self.audio_start:.6f}"] if self.audio_start > 0 else []
+            sound = [*seek, "-t", f"{duration:.6f}", "-i", _url(Path(self.audio_from))]
             maps = ["-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1", "-c:v", "copy"]
-            for codec in ("copy", "aac"):
-                if _run([*silent, *sound, *maps, "-c:a", codec, *tail]).returncode == 0:
+            for choice in ("copy", "aac") if codec in _PLAYABLE_AUDIO else ("aac",):
+                done = _run([*silent, *sound, *maps, "-c:a", choice, *tail]).returncode == 0
+                if done and _audio_codec(output) is not None:
                     return
             logger.warning("%s: the sound of %s could not be kept: the video is silent", self.path, self.audio_from)
         result = _run([*silent, "-map", "0:v", "-map_metadata", "-1", "-c", "copy", *tail])
         if result.returncode != 0:
             raise AvtoolError(f"{self.path}: writing the video failed: {_reason(result.stderr)}")
+
+
+def _audio_codec(path: str | Path) -> str | None:
+    """Name of the first sound stream's codec, or None when there is no sound in it."""
+    log = _run(["-nostdin", "-i", _url(_existing(path)), "-map", "0:a:0?", "-c", "copy", "-f", "null", "-"]).stderr
+    match = re.search(r"Stream #0:\d+.*?Audio: (\w+)", log.partition("Output #0")[0])
+    empty = re.search(r"audio:0\s?KiB", log) is not None
+    return match[1] if match and not empty else None
 
 
 def _ffmpeg() -> str:

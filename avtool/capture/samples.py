@@ -1,0 +1,190 @@
+"""A track's pictures as training samples: head crops at one size, with their mattes and cameras.
+
+Shape legend: B samples, S side in pixels. Crops are resampled by area where they shrink and bilinearly where they grow,
+so that pixel centers stay at +0.5 and the intrinsics of the crop are exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..artifacts.track import Frame, Track
+from ..cameras import crop_intrinsics
+from ..errors import AvtoolError
+from .images import load_gray, load_image
+from .landmarker import FaceTracker
+from .matte import HeadMatte
+from .video import read_frames
+
+if TYPE_CHECKING:
+    from ..head import HeadParams
+
+logger = logging.getLogger("avtool")
+
+Crop = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Head crops of some frames.
+
+    Attributes:
+        images: (B, S, S, 3) float32 in [0, 1], white outside the photo; the background is still in them.
+        mattes: (B, S, S, 1) float32 in [0, 1], zero outside the photo; None when not asked for.
+        Ks: (B, 3, 3) intrinsics of the S x S crops.
+        viewmats: (B, 4, 4) world to camera.
+        params: HeadParams with a batch of B.
+    """
+
+    images: Tensor
+    mattes: Tensor | None
+    Ks: Tensor
+    viewmats: Tensor
+    params: HeadParams
+
+
+def load_samples(track: Track, indices: Sequence[int] | None, size: int, with_matte: bool = True) -> Samples:
+    """Reads the head crops of some of a track's frames.
+
+    Args:
+        track: photos or a video; a video is decoded once, in order.
+        indices: which frames, in any order, repeats allowed; None for all.
+        size: S.
+        with_matte: whether mattes are wanted; a track without any gets them made here.
+
+    Raises:
+        AvtoolError: a picture or matte that the track names is missing, with the file's name.
+    """
+    chosen = list(range(len(track.frames))) if indices is None else [int(idx) for idx in indices]
+    if not chosen:
+        raise ValueError("load_samples: expected at least one frame index")
+    pictures = dict(_pictures(track, sorted(set(chosen)), size, with_matte))
+    stacked = np.stack([pictures[idx] for idx in chosen])
+    images = torch.from_numpy(stacked[..., :3]).float() / 255.0
+    mattes = torch.from_numpy(stacked[..., 3:]).float() / 255.0 if with_matte else None
+    crops = torch.tensor([track.frames[idx].crop for idx in chosen], dtype=torch.float32)
+    Ks = crop_intrinsics(track.Ks(chosen), crops, size)
+    return Samples(images, mattes, Ks, track.viewmats(chosen), track.params(chosen))
+
+
+def crop_square(pixels: np.ndarray, crop: Crop, size: int, fill: int = 255) -> np.ndarray:
+    """A square crop, resampled.
+
+    Args:
+        pixels: uint8 (H, W, 3) or (H, W).
+        crop: x0, y0, size in pixels; may reach outside the image.
+        size: S.
+        fill: what lies outside.
+
+    Returns:
+        uint8 (S, S, 3) or (S, S).
+    """
+    x0, y0, extent = (float(value) for value in crop)
+    if not extent > 0:
+        raise ValueError(f"crop_square: expected a positive size, found {extent}")
+    # One pixel more than needed on each side, as bilinear sampling looks there.
+    low = np.floor([y0, x0]).astype(int) - 1
+    high = np.ceil([y0 + extent, x0 + extent]).astype(int) + 1
+    window = np.full((*(high - low), *pixels.shape[2:]), fill, np.uint8)
+    start = np.clip(low, 0, pixels.shape[:2])
+    stop = np.clip(high, start, pixels.shape[:2])
+    into = start - low
+    part = pixels[start[0] : stop[0], start[1] : stop[1]]
+    window[into[0] : into[0] + part.shape[0], into[1] : into[1] + part.shape[1]] = part
+    box = (x0 - low[1], y0 - low[0], x0 - low[1] + extent, y0 - low[0] + extent)
+    method = Image.Resampling.BOX if extent >= size else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(window).resize((size, size), method, box=box))
+
+
+def _pictures(track: Track, indices: list[int], size: int, with_matte: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Frame index and crop with its matte as a fourth channel, uint8 (S, S, 4); ``indices`` ascend."""
+    photos = [idx for idx in indices if track.frames[idx].image is not None]
+    stills = [idx for idx in indices if track.frames[idx].image is None]
+    stored = _stored_mattes(track, indices) if with_matte else {}
+    maker = _MatteMaker()
+
+    def join(idx: int, pixels: np.ndarray) -> np.ndarray:
+        frame = track.frames[idx]
+        scale = pixels.shape[1] / frame.width
+        crop = tuple(float(value) * scale for value in frame.crop)
+        image = crop_square(pixels, crop, size)
+        if not with_matte:
+            return image
+        if idx in stored:
+            matte = _resize(stored[idx], size)
+        elif frame.matte is not None:
+            matte = _read_matte(track, frame, size)
+        else:
+            matte = maker(pixels, crop, size)
+        return np.concatenate([image, matte[..., None]], -1)
+
+    def photo(idx: int) -> tuple[int, np.ndarray]:
+        return idx, join(idx, load_image(track.resolve(track.frames[idx].image)).pixels)
+
+    # Decoding runs outside Python's lock; a few threads are enough, and bound the memory of large photos.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        yield from pool.map(photo, photos)
+    by_frame: dict[int, list[int]] = {}
+    for idx in stills:
+        by_frame.setdefault(int(track.frames[idx].frame_idx), []).append(idx)
+    if by_frame:
+        for frame_idx, pixels in read_frames(track.resolve(track.video), by_frame):
+            for idx in by_frame[frame_idx]:
+                yield idx, join(idx, pixels)
+
+
+def _resize(matte: np.ndarray, size: int) -> np.ndarray:
+    """A whole matte (s, s) at another size."""
+    method = Image.Resampling.BOX if matte.shape[0] >= size else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(matte).resize((size, size), method))
+
+
+def _stored_mattes(track: Track, indices: list[int]) -> dict[int, np.ndarray]:
+    """Mattes (s, s) uint8 out of the track's matte video, which has one frame for each frame of the track."""
+    if track.mattes_video is None:
+        return {}
+    path = track.resolve(track.mattes_video)
+    if not path.exists():
+        raise AvtoolError(f"{path}: missing", "copy a track together with the .data directory beside it")
+    return {idx: np.ascontiguousarray(frame[..., 1]) for idx, frame in read_frames(path, indices)}
+
+
+def _read_matte(track: Track, frame: Frame, size: int) -> np.ndarray:
+    """A stored matte: square ones cover the crop, others (masks of other programs) the whole image."""
+    path = track.resolve(frame.matte)
+    matte = np.round(load_gray(path) * 255).astype(np.uint8)
+    height, width = matte.shape
+    if height == width:
+        return _resize(matte, size)
+    if abs(height * frame.width - width * frame.height) > max(frame.width, frame.height):
+        hint = "run `avtool track` again"
+        raise AvtoolError(f"{path}: expected a square matte or one of the image's shape, found {width} x {height}", hint)
+    scale = width / frame.width
+    return crop_square(matte, tuple(float(value) * scale for value in frame.crop), size, 0)
+
+
+class _MatteMaker:
+    """Mattes for tracks that bring none; its networks are loaded at the first use."""
+
+    def __init__(self) -> None:
+        self._networks: tuple[FaceTracker, HeadMatte] | None = None
+
+    def __call__(self, pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+        if self._networks is None:
+            logger.info("the track has no mattes: making them")
+            self._networks = FaceTracker(), HeadMatte()
+        tracker, matte = self._networks
+        landmarks = tracker(pixels)
+        if landmarks is None:
+            raise AvtoolError("a frame of the track has no matte and no face to make one from", "add mattes to the track")
+        return np.round(matte(pixels, landmarks, crop, size).alpha * 255).astype(np.uint8)
