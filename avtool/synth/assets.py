@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from avtool.errors import AvtoolError
-from avtool.synth.base import Texels
+from avtool.synth.base import SynthHead, Texels
+from avtool.synth.base_mesh import load_base_mesh
 from avtool.synth.look import Look
+from avtool.synth.strands import HairAsset, HairCards, dye, load_hair
 
 IRIS_CENTER, IRIS_RADIUS = (0.7065, 0.297), 0.115  # of the right eye in the eye textures, share of their side
 
@@ -28,6 +30,7 @@ class Assets:
         if not (self.skins or self.irises or self.hairs):
             raise AvtoolError(f"{folder}: no skins/*.jpg, eyes/*_eye.png or hair/*/diffuse.png found", "pass the folder of the MakeHuman assets")
         self._skin_cache: dict[Path, np.ndarray] = {}
+        self._hair_cache: dict[str, HairAsset] = {}
 
     def _skin(self, path: Path, texels: Texels) -> np.ndarray:
         """(N, 3) display RGB of a skin at the texels, as float16."""
@@ -47,6 +50,14 @@ class Assets:
         second = suited[int(look.skin_photos[1] * len(suited))]
         share = 0.5 * look.skin_photos[2]
         return (1 - share) * self._skin(first, texels).astype(np.float32) + share * self._skin(second, texels).astype(np.float32)
+
+    def hair(self, head: SynthHead, look: Look) -> HairCards | None:
+        """The look's hair mesh in its color; None when the look asks for none or the folder lacks it."""
+        if look.asset_hair not in self.hairs:
+            return None
+        if look.asset_hair not in self._hair_cache:
+            self._hair_cache[look.asset_hair] = load_hair(self.hairs[look.asset_hair].parent, load_base_mesh(head))
+        return dye(self._hair_cache[look.asset_hair], look)
 
     def iris(self, look: Look) -> np.ndarray | None:
         """(S, S, 3) iris photograph in the look's color; None without eye textures."""

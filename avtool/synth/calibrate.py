@@ -13,14 +13,16 @@ import argparse
 import logging
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from avtool.synth.base import SynthHead
 from avtool.synth.draw import Scene, vertex_normals
-from avtool.synth.identity import HeadParts, sample_person
+from avtool.synth.identity import HeadParts, build_person, sample_identity
+from avtool.synth.lighting import sample_lighting
+from avtool.synth.look import FACE_COVERING_HAIR, sample_look
 from avtool.synth.motion import sample_motion
 
 NUM_LANDMARKS, NUM_MESH = 478, 468
@@ -57,17 +59,20 @@ def _views(parts: HeadParts, seed: int, views: int, assets: str | None) -> list[
 
     rng = np.random.default_rng([seed, 7])
     tracker = FaceTracker()
-    person = sample_person(parts, rng, light_variety=0.5, assets=open_assets(assets))
+    identity, look = sample_identity(parts.head.model, rng), sample_look(rng)
+    if look.asset_hair in FACE_COVERING_HAIR:
+        look = replace(look, asset_hair="")
+    person = build_person(parts, identity, look, sample_lighting(rng, 0.5), open_assets(assets))
     renders = []
     for k in range(views):
-        motion = sample_motion(parts.head.model.expression_names, rng, None if k else "neutral", turn=0.3)
+        motion = sample_motion(parts.head.model.expression_names, rng, None if k else "neutral", turn=0.2)
         vertices = pose_vertices(parts.head.model, person.identity, motion)
-        yaw, pitch = rng.normal(0, 0.08 if k < 2 else 0.4), rng.normal(0, 0.14)
+        yaw, pitch = rng.normal(0, 0.08 if k < 2 else 0.3), rng.normal(0, 0.12)
         focal = SIZE * rng.uniform(1.9, 3.0)
         distance = focal / SIZE * rng.uniform(0.30, 0.38)
-        viewmat = aim(np.clip(yaw, -0.65, 0.65), pitch, rng.normal(0, 0.08), distance, parts.head.origin + rng.normal(0, 0.01, 3))
+        viewmat = aim(np.clip(yaw, -0.6, 0.6), pitch, rng.normal(0, 0.08), distance, parts.head.origin + rng.normal(0, 0.01, 3))
         K = np.array([[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]])
-        drawing = Scene(person.meshes(vertices), person.lighting).draw(viewmat, K, (SIZE, SIZE))
+        drawing = Scene(person.meshes(vertices, motion), person.lighting).draw(viewmat, K, (SIZE, SIZE))
         found = tracker(drawing.over(rng.uniform(0.2, 0.95, 3)))
         if found is None:
             continue

@@ -99,7 +99,9 @@ def write_person(parts: HeadParts, index: int, directory: Path, options: Dataset
         "generator": GENERATOR, "person": index, "look": {k: np.asarray(v).tolist() for k, v in asdict(person.look).items()},
         "source": "synthetic", "photographic": options.assets is not None,
     }
-    Track(head_model=model.model_id, identity=person.identity, frames=frames, seed=options.seed, metadata=metadata).save(track_file)
+    Track(head_model=model.model_id, identity=person.identity, frames=frames, seed=options.seed, metadata=metadata, base=directory).save(
+        track_file
+    )
     return track_file
 
 
@@ -115,7 +117,7 @@ def _write_view(
     yaw, pitch, roll, distance = sample_view(rng, k == 0)
     viewmat = aim(yaw, pitch, roll, distance, landmarks.mean(0))
     K = frame_camera(landmarks, viewmat, size, rng)
-    drawing = Scene(person.meshes(vertices), person.lighting).draw(viewmat, K, (size, size), options.samples)
+    drawing = Scene(person.meshes(vertices, motion), person.lighting).draw(viewmat, K, (size, size), options.samples)
     image, matte = f"{k:03d}.png", f"{k:03d}_matte.png"
     _save_png(directory / image, drawing.over((1.0, 1.0, 1.0)))
     _save_png(directory / matte, np.round(255 * drawing.alpha).astype(np.uint8))

@@ -26,13 +26,14 @@ def collar_height(points: np.ndarray, garment: str, shape: float) -> np.ndarray:
         return base - front * np.clip(62 - 1.0 * x, 0, None)
     if garment == "scoop":
         return base - front * np.sqrt(np.clip(70.0**2 - x**2, 0, None)) * 0.65
-    return base + 10  # shirt and suit: the shirt's collar stands
+    return base + 14 - front * np.clip(34 - 1.6 * x, 0, None)  # shirt and suit: the collar stands, open at the throat
 
 
-def _stand(points: np.ndarray) -> np.ndarray:
-    """Tips of a shirt collar: 1 on its two leaves beside the throat."""
+def _collar_edge(points: np.ndarray) -> np.ndarray:
+    """Signed distance (mm, positive outside) to the lower edge of a shirt collar's two leaves, which point down beside the throat."""
     x, y = np.abs(points[:, 0]), points[:, 1]
-    return smoothstep(3, 7, x) * smoothstep(58, 50, x) * smoothstep(-198, -192, y + 0.45 * x) * (points[:, 2] > -110)
+    tip = -206 + 0.25 * np.abs(x - 30)
+    return np.maximum(tip - y + 0.9 * np.clip(12 - x, 0, None), x - 72)
 
 
 def paint_cloth(texels: Texels, look: Look) -> tuple[np.ndarray, np.ndarray]:
@@ -42,17 +43,17 @@ def paint_cloth(texels: Texels, look: Look) -> tuple[np.ndarray, np.ndarray]:
     shape = float(look.brow_shape[0])
     weave = noise(points * 1.1 + look.seed % 347, 2)[:, None]
     fold = noise(points * [0.035, 0.02, 0.035] + look.seed % 331, 3)[:, None]
-    tone = (0.86 + 0.14 * weave) * (0.75 + 0.5 * fold)
+    tone = (0.86 + 0.14 * weave) * (0.86 + 0.28 * fold)
     color = np.asarray(look.cloth) * tone
     level = collar_height(points, look.garment, shape)
     cover = smoothstep(1.0, -1.0, y - level)
     hem = np.exp(-(((y - level + 9) / 2.0) ** 2)) + np.exp(-(((y - level + 2) / 1.5) ** 2))
     color = color * (1 - 0.25 * np.clip(hem, 0, 1)[:, None])
     if look.garment in ("suit", "shirt"):
-        leaf = _stand(points)[:, None]
+        edge = _collar_edge(points)
+        rim = (np.exp(-((edge / 1.8) ** 2)) * (z > -140))[:, None]
         shirt = np.asarray(look.inner if look.garment == "suit" else look.cloth) * (0.9 + 0.1 * weave) * (0.85 + 0.3 * fold)
-        edge = np.exp(-(((np.abs(y + 0.45 * np.abs(x) + 195)) / 2.2) ** 2))[:, None] * (np.abs(x) < 60)[:, None]
-        shirt = shirt * (1 - 0.3 * edge) * (0.94 + 0.06 * leaf)
+        shirt = shirt * (1 - 0.35 * rim) * (1 + 0.05 * (edge < 0))[:, None]
         inside = smoothstep(4, -4, np.abs(x) - (58 + 0.42 * (y + 165))) * (z > -120)
         if look.garment == "shirt":
             inside = np.ones_like(inside)
@@ -61,7 +62,8 @@ def paint_cloth(texels: Texels, look: Look) -> tuple[np.ndarray, np.ndarray]:
         else:
             lapel = np.exp(-(((np.abs(x) - (58 + 0.42 * (y + 165))) / 3) ** 2))[:, None]
             color = color * (1 - 0.35 * lapel)
-            tie = smoothstep(1, -1, np.abs(x) - (9 + 0.10 * np.clip(-185 - y, 0, 60))) * smoothstep(-163, -168, y) * (look.seed % 3 > 0)
+            knot = 11 + 0.12 * np.clip(-196 - y, 0, 60) - 0.2 * np.clip(y + 196, 0, 20)
+            tie = smoothstep(1, -1, np.abs(x) - knot) * smoothstep(-172, -176, y) * (look.seed % 3 > 0)
             stripe = 0.8 + 0.4 * smoothstep(0.4, 0.6, np.sin((x + y) * 0.45))[:, None]
             shirt = shirt + (np.asarray(look.tie) * stripe - shirt) * tie[:, None] * (z > -120)[:, None]
         color = color + (shirt - color) * inside[:, None]
@@ -74,7 +76,7 @@ def paint_cloth(texels: Texels, look: Look) -> tuple[np.ndarray, np.ndarray]:
 class Garment:
     """The cloth layer: used (U,), faces (F', 3), uv, texture and thickness (U,) metres.
 
-    widening (U, 3) metres: the model's bust is cut inside the arms, real shoulders go on; clothes are stretched over where they would be.
+    widening (V, 3) metres: the model's bust is cut inside the arms, real shoulders go on; the whole bust is drawn that much wider.
     """
 
     used: np.ndarray
@@ -87,7 +89,7 @@ class Garment:
 
     def mesh(self, vertices: np.ndarray, normals: np.ndarray) -> Mesh:
         """Cloth over posed vertices (V, 3) with normals (V, 3)."""
-        points = vertices[self.used] + self.thickness[:, None] * normals[self.used] + self.widening
+        points = vertices[self.used] + self.thickness[:, None] * normals[self.used]
         return Mesh(points, self.faces, self.uv, self.uv_faces, self.texture, CLOTH, transparent=True, normals=normals[self.used])
 
 
@@ -102,6 +104,10 @@ def dress(head: SynthHead, texels: Texels, look: Look) -> Garment:
     loose = 2.0 + 3.5 * noise(points * 0.02 + look.seed % 311, 2) + (5.0 if look.garment == "suit" else 0.0) * smoothstep(-150, -185, points[:, 1])
     uv_used, uv_faces = np.unique(head.uv_faces[chosen], return_inverse=True)
     texture = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    outward = smoothstep(95, 168, np.abs(points[:, 0]))[:, None] * np.stack([np.sign(points[:, 0]), 0 * loose - 0.62, 0 * loose], -1)
+    everywhere = head.face_frame(head.template)
+    torso = head.region_mask("torso", rounds=1) > 0
+    outward = (smoothstep(95, 168, np.abs(everywhere[:, 0])) * torso)[:, None] * np.stack(
+        [np.sign(everywhere[:, 0]), np.full(len(everywhere), -0.62), np.zeros(len(everywhere))], -1
+    )
     width = 0.055 + 0.03 * look.brow_shape[1].clip(-1.5, 1.5) / 1.5
     return Garment(used, faces, head.uv[uv_used], uv_faces.reshape(-1, 3), texture, 1e-3 * loose, width * outward)

@@ -14,7 +14,9 @@ from avtool.synth.draw import Material, Mesh, vertex_normals
 from avtool.synth.garment import Garment, dress
 from avtool.synth.hair import Shells, beard, head_hair
 from avtool.synth.lighting import Lighting, MeshSmoother, sample_lighting
+from avtool.synth.motion import Motion
 from avtool.synth.look import Look, sample_look
+from avtool.synth.strands import HairCards, vertex_turns
 from avtool.synth.textures import eye_texture, lash_texture, skin_texture, teeth_texture
 
 IDENTITY_SD = 0.85  # of the unit-variance shape space: plausible people, no caricature
@@ -48,6 +50,7 @@ class HeadParts:
         used, faces = head.submesh(chosen)
         self.skin = _Part(used, faces, head.uv, head.uv_faces[chosen])
         self.smoother = MeshSmoother(faces, len(used))
+        self.scalp = np.unique(head.faces[head.region_faces("scalp")])
         self.eyes = [self._eye(side) for side in ("l", "r")]
         self.teeth = [self._teeth(name) for name in ("teeth_up", "teeth_lo") if len(head.region_faces(name))]
         self.lashes = [self._lashes(side) for side in ("l", "r") if len(head.region_faces(f"lash_{side}"))]
@@ -93,11 +96,12 @@ class SyntheticPerson:
     lash: np.ndarray
     garment: Garment
     shells: list[Shells]
+    cards: HairCards | None = None
 
-    def meshes(self, vertices: np.ndarray) -> list[Mesh]:
-        """Everything to draw for posed head vertices (V, 3) metres."""
+    def meshes(self, vertices: np.ndarray, motion: Motion) -> list[Mesh]:
+        """Everything to draw for head vertices (V, 3) metres, which were posed by `motion`."""
         parts = self.parts
-        vertices = np.asarray(vertices, np.float64)
+        vertices = np.asarray(vertices, np.float64) + self.garment.widening
         normals = vertex_normals(vertices, parts.head.faces)
         skin = Material(specular=self.look.shine, power=16.0, wrap=0.25, subsurface=True)
         out = [parts.skin.mesh(vertices, normals, self.skin, skin, smoother=parts.smoother)]
@@ -106,6 +110,9 @@ class SyntheticPerson:
         out += [lash.mesh(vertices, normals, self.lash, LASH, transparent=True) for lash in parts.lashes]
         out.append(self.garment.mesh(vertices, normals))
         out += [shells.mesh(vertices, normals) for shells in self.shells]
+        if self.cards is not None:
+            turns = vertex_turns(parts.head, motion.neck, motion.head)
+            out.append(self.cards.mesh(vertices, turns, vertices[parts.scalp].mean(0)))
         return out
 
 
@@ -121,10 +128,12 @@ def build_person(
     head, texels = parts.head, parts.texels
     photo = assets.skin(texels, look) if assets else None
     iris = assets.iris(look) if assets else None
-    shells = [hair for hair in (head_hair(head, texels, look), beard(head, texels, look)) if hair is not None]
+    cards = assets.hair(head, look) if assets else None
+    shells = [] if cards is not None else [head_hair(head, texels, look)]
+    shells = [hair for hair in (*shells, beard(head, texels, look)) if hair is not None]
     return SyntheticPerson(
         identity, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
-        lash_texture(look), dress(head, texels, look), shells,
+        lash_texture(look), dress(head, texels, look), shells, cards,
     )
 
 

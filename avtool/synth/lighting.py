@@ -54,12 +54,12 @@ def sample_lighting(rng: np.random.Generator, variety: float = 1.0) -> Lighting:
     even = variety == 0 or rng.random() < 0.65
     environment = sphere_directions(NUM_ENVIRONMENT)
     up, front, side = environment[:, 1:2], environment[:, 2:3], environment[:, :1]
-    tint = _warmth(rng, 0.06 * variety)
+    tint = _warmth(rng, 0.05 * variety)
     slope = rng.normal(0, 0.25, 3) * variety
-    level = np.clip(1 + (0.45 + slope[0]) * up + (0.35 + slope[1]) * front + slope[2] * side, 0.12, None)
-    ambient = (rng.uniform(0.78, 1.0) if even else rng.uniform(0.4, 0.75)) if variety else 0.8
+    level = np.clip(1 + (0.6 + slope[0]) * up + (0.3 + slope[1]) * front + slope[2] * side, 0.1, None)
+    ambient = (rng.uniform(0.7, 0.92) if even else rng.uniform(0.4, 0.7)) if variety else 0.8
     directions = [environment]
-    radiance = [ambient * level * tint * 2.0 / NUM_ENVIRONMENT]
+    radiance = [ambient * level * tint * 2.3 / NUM_ENVIRONMENT]
     key_of = [np.full(NUM_ENVIRONMENT, -1)]
     num_keys = 2 if even else int(rng.integers(1, 3))
     key_dirs, key_colors = [], []

@@ -7,8 +7,8 @@ import numpy as np
 # Display colors of human skin from light to dark, cheeks in even light.
 SKIN_TONES = np.array(
     [
-        (0.92, 0.77, 0.69), (0.88, 0.70, 0.60), (0.83, 0.63, 0.52), (0.76, 0.55, 0.43),
-        (0.66, 0.45, 0.34), (0.53, 0.35, 0.26), (0.41, 0.27, 0.20), (0.30, 0.20, 0.155),
+        (0.93, 0.74, 0.66), (0.90, 0.67, 0.56), (0.85, 0.59, 0.47), (0.78, 0.51, 0.39),
+        (0.69, 0.42, 0.31), (0.56, 0.33, 0.235), (0.43, 0.25, 0.18), (0.31, 0.185, 0.14),
     ]
 )
 HAIR_COLORS = np.array(
@@ -28,6 +28,10 @@ CLOTH_COLORS = np.array(
     ]
 )
 HAIR_STYLES = ("bald", "buzz", "short", "crop", "bushy", "afro")
+# Hair meshes of the MakeHuman assets; "" is hair made of shells. Two of them hang over an eye, so they are rare.
+ASSET_HAIRS = ("", "long01", "ponytail01", "bob02", "braid01", "short01", "short02", "short03", "short04")
+ASSET_HAIR_SHARES = ((0.21, 0.2, 0.16, 0.05, 0.06, 0.08, 0.1, 0.04, 0.1), (0.5, 0.02, 0, 0, 0, 0.16, 0.16, 0.02, 0.14))
+FACE_COVERING_HAIR = ("bob02", "braid01", "short03")
 GARMENTS = ("crew", "vneck", "suit", "shirt", "scoop")
 
 
@@ -78,14 +82,14 @@ def _mix(palette: np.ndarray, position: float) -> np.ndarray:
 
 def sample_look(rng: np.random.Generator) -> Look:
     """One person's appearance."""
-    melanin = float(rng.uniform(0, 1) ** 1.15)
-    skin = _mix(SKIN_TONES, melanin * (len(SKIN_TONES) - 1)) * (1 + rng.normal(0, 0.035, 3)) * rng.normal(1, 0.04)
+    melanin = float(rng.beta(1.0, 1.5))
+    skin = _mix(SKIN_TONES, melanin * (len(SKIN_TONES) - 1)) * (1 + rng.normal(0, 0.022, 3) * [1, 0.6, 1]) * rng.normal(1, 0.04)
     masculine = float(rng.beta(0.5, 0.4))
     shares = HAIR_SHARES.copy()
     if melanin > 0.55:
         shares[4:8] *= 0.08
     hair = HAIR_COLORS[rng.choice(len(shares), p=shares / shares.sum())]
-    hair = np.clip(hair * rng.uniform(0.8, 1.25) * (1 + rng.normal(0, 0.05, 3)), 0.02, 0.95)
+    hair = np.clip(hair * rng.uniform(0.8, 1.25) * (1 + rng.uniform(-0.03, 0.1) * np.array([1, 0.1, -1])), 0.02, 0.95)
     light_eyes = rng.random() < (0.6 if melanin < 0.35 else 0.07)
     iris = IRIS_COLORS[rng.integers(3, 7) if light_eyes else rng.integers(0, 3)] * rng.uniform(0.8, 1.2)
     style = rng.choice(HAIR_STYLES, p=[0.08, 0.14, 0.26, 0.27, 0.17, 0.08])
@@ -103,15 +107,13 @@ def sample_look(rng: np.random.Generator) -> Look:
         wrinkles=float(rng.uniform(0, 1)), shine=float(rng.uniform(0.02, 0.09)), lip=np.clip(lip, 0.05, 0.95),
         iris=np.clip(iris * (1 + rng.normal(0, 0.06, 3)), 0.03, 0.8), iris_radius=float(rng.normal(5.9, 0.15)),
         sclera=float(rng.uniform(0.78, 0.94)), hair=hair, hair_style=str(style), hair_length=float(rng.uniform(0.7, 1.35)),
-        side_length=float(rng.uniform(0.25, 1.0)), hairline=float(rng.normal(0, 5)), recession=float(max(0, rng.normal(-2, 9)) * (masculine > 0.4)),
-        part=float(rng.uniform(-45, 45)), brow=float(rng.uniform(0.5, 1.15)), brow_shape=rng.normal(0, 1, 4),
-        stubble=float(rng.uniform(0, 0.9) if bearded else 0), beard_length=float(rng.uniform(2, 12) if bearded and rng.random() < 0.35 else 0),
+        side_length=float(rng.uniform(0.25, 1.0)), hairline=float(rng.normal(8, 5)), recession=float(max(0, rng.normal(-2, 9)) * (masculine > 0.4)),
+        part=float(rng.uniform(-45, 45)), brow=float(rng.uniform(0.75, 1.35)), brow_shape=rng.normal(0, 1, 4),
+        stubble=float(rng.uniform(0, 1.1) if bearded else 0), beard_length=float(rng.uniform(2, 12) if bearded and rng.random() < 0.35 else 0),
         beard_style=rng.random(3), lashes=float(rng.uniform(0.35, 1.0) if masculine < 0.5 else rng.uniform(0.15, 0.5)),
         teeth=float(rng.uniform(0.72, 0.93)), garment=garment, cloth=suit if garment == "suit" else cloth,
         inner=np.clip(CLOTH_COLORS[rng.choice([5, 6, 10, 0, 13])] + rng.normal(0, 0.02, 3), 0.03, 0.96),
         tie=CLOTH_COLORS[rng.integers(len(CLOTH_COLORS))] * rng.uniform(0.6, 1.0), skin_photos=rng.random(4),
-        asset_hair=str(rng.choice(["", "long01", "bob01", "bob02", "ponytail01", "braid01", "short01", "short02", "short03", "short04", "afro01"],
-                                  p=[0.08, 0.16, 0.12, 0.12, 0.12, 0.06, 0.07, 0.08, 0.08, 0.06, 0.05] if masculine < 0.5 else
-                                  [0.46, 0.01, 0.01, 0.01, 0.01, 0.0, 0.12, 0.12, 0.12, 0.12, 0.02])),
+        asset_hair=str(rng.choice(ASSET_HAIRS, p=ASSET_HAIR_SHARES[int(masculine > 0.5)])),
         masculine=masculine,
     )

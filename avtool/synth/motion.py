@@ -101,17 +101,16 @@ def sample_motion(names: tuple[str, ...], rng: np.random.Generator, kind: str | 
     if kind not in ("neutral", "frown", "surprise") and rng.random() < 0.35:
         weights["browInnerUp"] = rng.uniform(0, 0.5)
         _both(weights, rng.choice(["browOuterUp", "browDown"]), rng.uniform(0, 0.5), rng)
-    closed = rng.uniform(0.75, 1.0) if kind == "blink" or rng.random() < 0.05 else max(0.0, rng.normal(0.04, 0.12))
+    closed = rng.uniform(0.75, 1.0) if kind == "blink" or (kind != "neutral" and rng.random() < 0.05) else max(0.0, rng.normal(-0.08, 0.13))
     _both(weights, "eyeBlink", closed, rng, 0.04)
-    yaw, pitch = (0.0, 0.0) if kind == "neutral" and rng.random() < 0.5 else (rng.normal(0, 0.16), rng.normal(0, 0.09))
-    if pitch > 0:
-        _both(weights, "eyeLookDown", 1.6 * pitch, rng, 0)  # lids follow the gaze; the eyeballs turn by their joints
+    yaw, pitch = (0.0, 0.0) if kind == "neutral" and rng.random() < 0.5 else (rng.normal(0, 0.16), rng.normal(0, 0.07))
     names_idx = {name: i for i, name in enumerate(names)}
     expression = np.zeros(len(names), np.float32)
     for name, value in weights.items():
-        if name in names_idx and not name.startswith("eyeLook"):
+        if name in names_idx and not name.startswith("eyeLook"):  # eyes turn by their joints
             expression[names_idx[name]] = np.clip(value, 0, 1)
-    lid = np.clip(1.2 * pitch, 0, 0.35)
+    # A downward gaze (positive about x) takes the lids along.
+    lid = np.clip(pitch, 0, 0.3)
     for side in ("Left", "Right"):
         i = names_idx.get(f"eyeBlink{side}")
         if i is not None:

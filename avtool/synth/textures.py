@@ -49,10 +49,10 @@ def brow_mask(points: np.ndarray, look: Look) -> np.ndarray:
     """Eyebrow density at points (N, 3)."""
     x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
     arch, height, thick, length = look.brow_shape
-    center = 19.5 + 1.0 * height + (3.2 + 1.1 * arch) * np.clip((x - 14) / 22, 0, 1) - 9 * np.clip((x - 40) / 14, 0, 1.3) ** 1.5
+    center = 18.9 + 1.0 * height + (3.9 + 1.1 * arch) * np.clip((x - 12) / 24, 0, 1) - 7.5 * np.clip((x - 40) / 15, 0, 1.3) ** 1.5
     width = np.clip(4.1 + 0.9 * thick, 2.2, 6.5) * np.clip((x - 9) / 6, 0, 1) * np.clip((57 + 2 * length - x) / 22, 0, 1)
     strands = noise(np.stack([x * 1.0 + y * 0.8, y * 0.3 - x * 0.15, z * 0.1], -1) + look.seed % 911, 2)
-    return np.clip(1.7 * (1 - np.abs(y - center) / np.maximum(width, 0.1)), 0, 1) * (z > 0) * np.clip(0.15 + 1.5 * strands, 0, 1)
+    return np.clip(1.7 * (1 - np.abs(y - center) / np.maximum(width, 0.1)), 0, 1) * (width > 0.4) * (z > 0) * np.clip(0.15 + 1.5 * strands, 0, 1)
 
 
 def beard_mask(points: np.ndarray, look: Look) -> np.ndarray:
@@ -60,7 +60,7 @@ def beard_mask(points: np.ndarray, look: Look) -> np.ndarray:
     x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
     ragged = (noise(points * 0.35 + look.seed % 883, 2) - 0.5) * 8
     cheek = -68 + 0.95 * np.clip(x - 26, 0, None) + ragged
-    jaw = smoothstep(4, -5, y - cheek) * smoothstep(-142, -124, y + ragged) * smoothstep(-48, -36, z)
+    jaw = smoothstep(9, -12, y - cheek) * smoothstep(-142, -124, y + ragged) * smoothstep(-48, -36, z)
     jaw *= 1 - np.exp(-(((x) / 22) ** 2) - ((y + 73) / 9) ** 2)
     moustache = smoothstep(29, 22, x) * smoothstep(-72, -67, y - 0.15 * x) * smoothstep(-50, -56, y + 0.15 * x) * (z > 15)
     sides = 1.0 if look.beard_style[0] > 0.25 else 0.0
@@ -99,6 +99,11 @@ def _features(color: np.ndarray, texels: Texels, look: Look, fine: np.ndarray) -
     lips = smoothstep(0.2, 0.75, texels.masks["lips"])
     color = _blend(color, look.lip * (0.88 + 0.24 * fine)[:, None], lips)
     color = _blend(color, look.skin * [0.86, 0.66, 0.62], 0.8 * smoothstep(0.3, 0.9, texels.masks["socket"]))
+    return _inside(color, texels, fine)
+
+
+def _inside(color: np.ndarray, texels: Texels, fine: np.ndarray) -> np.ndarray:
+    """The mouth's cavity and the tongue over a skin color (N, 3)."""
     tongue = np.array([0.66, 0.33, 0.33]) * (0.9 + 0.2 * fine)[:, None]
     color = _blend(color, np.broadcast_to(MOUTH_INSIDE, color.shape), smoothstep(0.4, 0.9, texels.masks["mouth"]))
     return _blend(color, tongue, smoothstep(0.4, 0.9, texels.masks["tongue"]))
@@ -117,7 +122,8 @@ def tint_photo(photo: np.ndarray, texels: Texels, look: Look) -> np.ndarray:
     color *= (1 + 0.10 * look.blotch * (low - 0.5))[:, None]
     lips = smoothstep(0.2, 0.75, texels.masks["lips"])
     lip_mean = (color * lips[:, None]).sum(0) / max(lips.sum(), 1e-6)
-    return _blend(color, color * (look.lip / np.maximum(lip_mean, 0.05)) ** 0.6, lips)
+    color = _blend(color, color * (look.lip / np.maximum(lip_mean, 0.05)) ** 0.6, lips)
+    return _inside(color, texels, noise(points * 1.3 + look.seed % 1009, 2))
 
 
 def skin_texture(texels: Texels, look: Look, photo: np.ndarray | None = None) -> np.ndarray:
