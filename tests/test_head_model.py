@@ -259,17 +259,21 @@ def test_landmarks_lie_on_the_face(head):
 
 
 def test_forward_is_fast(head):
-    params = random_params(head, 1)[0]
-    with torch.no_grad():
-        head(params)
-        best = min(_timed(head, params) for _ in range(20))
-    assert best < 0.02, f"{best * 1e3:.1f} ms"  # 1-2 ms on an idle core; the margin is for busy machines
+    """At most 6 ms of one core's time (1 ms measured); processor time, since test machines are busy."""
+    params, threads = random_params(head, 1)[0], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            best = min(_timed(head, params) for _ in range(25))
+    finally:
+        torch.set_num_threads(threads)
+    assert best < 0.006, f"{best * 1e3:.1f} ms"
 
 
 def _timed(head, params):
-    start = time.perf_counter()
+    start = time.process_time()
     head(params)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_unknown_names_are_refused(head):

@@ -80,7 +80,9 @@ def project_atlas(vertices: np.ndarray, faces: np.ndarray, eyeballs: tuple[np.nd
     return table[used], compact.reshape(-1, 3)
 
 
-def geometric_landmarks(vertices: np.ndarray, faces: np.ndarray, eyes: np.ndarray, eyeballs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def geometric_landmarks(
+    vertices: np.ndarray, faces: np.ndarray, eyes: np.ndarray, eyeballs: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Triangles (3,) and barycentrics (3, 3) of GEOMETRIC_LANDMARKS."""
     mid, distance = eyes.mean(0), np.linalg.norm(eyes[0] - eyes[1])
     local = (vertices - mid) / distance

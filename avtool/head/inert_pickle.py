@@ -92,6 +92,18 @@ _ALLOWED = {
     ("builtins", "object"): object,
     ("builtins", "set"): set,
 }
+# How a damaged or hostile stream can fail inside the unpickler or an array's __setstate__.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 _PYTHON2_MODULES = {"copy_reg": "copyreg", "__builtin__": "builtins"}
 _NUMPY_MODULES = {f"{core}.{name}": name for core in ("numpy.core", "numpy._core") for name in ("multiarray", "numeric")}
 
@@ -127,8 +139,7 @@ def _unpickle(file: BinaryIO, path: str | Path) -> Any:
         return _ArrayUnpickler(file, encoding="latin1").load()
     except ForbiddenName as error:
         raise FormatError(path, "", "a pickle of arrays only", f"{error}, which was not run") from error
-    # A damaged or hostile stream can fail in any of these ways inside the unpickler or an array's __setstate__.
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, ImportError, MemoryError, OverflowError) as error:
+    except _DAMAGE as error:
         raise FormatError(path, "", "a pickle of arrays", f"{type(error).__name__}: {error}") from error
 
 

@@ -76,7 +76,7 @@ def laplacian(faces: Tensor, num_vertices: int) -> Tensor:
     diagonal = torch.arange(num_vertices, device=faces.device)
     indices = torch.cat((torch.stack((diagonal, diagonal)), both.T), dim=1)
     values = torch.cat(((degree > 0).float(), -1 / degree[both[:, 0]]))
-    return torch.sparse_coo_tensor(indices, values, (num_vertices, num_vertices)).coalesce()
+    return torch.sparse_coo_tensor(indices, values, (num_vertices, num_vertices), check_invariants=False).coalesce()
 
 
 def _normalize(v: Tensor) -> Tensor:
