@@ -18,7 +18,7 @@ from avtool.capture.video import probe_video, read_video
 from avtool.errors import AvtoolError
 from avtool.prior import sinks
 from avtool.prior.avatar import Avatar
-from avtool.prior.drive import Driver, crop_square, driver_pictures, load_driver, steady_crops
+from avtool.prior.drive import Driver, driver_pictures, load_driver, steady_crops
 from avtool.prior.reenact import (
     ReenactOptions,
     choose_transfer,
@@ -149,13 +149,6 @@ def test_steady_crops_hold_still_or_follow_slowly(driver: Driver) -> None:
     follow = steady_crops(with_crops(walk))
     steps = np.diff(follow[:, 0])
     assert (steps > 0).all() and np.abs(np.diff(steps)).max() < 4 and follow[:, 2].max() < 70
-
-
-def test_crops_reach_outside_of_the_picture_in_white() -> None:
-    pixels = np.full((40, 40, 3), 100, np.uint8)
-    out = crop_square(pixels, (-20.0, 10.0, 40.0), 20)
-    assert out.shape == (20, 20, 3)
-    assert (out[:, :7] == 255).all() and (out[:12, 13:] == 100).all() and (out[18:] == 255).all()
 
 
 def test_backgrounds_are_colors_or_pictures(avatar: Avatar, driver: Driver, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from avtool.artifacts.track import Track
 from avtool.cameras import crop_intrinsics
+from avtool.capture.samples import crop_square
 from avtool.errors import AvtoolError
 from avtool.head import HeadModel
 from avtool.prior.motion import Motion
@@ -121,7 +121,7 @@ def driver_pictures(track: Track, crops: NDArray[np.float64], indices: Sequence[
 
         for index in indices:
             pixels = load_image(track.resolve(track.frames[index].image)).pixels
-            yield crop_square(pixels, crops[index], size)
+            yield crop_square(pixels, tuple(crops[index]), size)
         return
     from avtool.capture.video import read_frames
 
@@ -131,19 +131,7 @@ def driver_pictures(track: Track, crops: NDArray[np.float64], indices: Sequence[
     for index, frame_idx in zip(indices, wanted):
         while position < frame_idx:
             position, pixels = next(frames)
-        yield crop_square(pixels, crops[index], size)
-
-
-def crop_square(pixels: NDArray[np.uint8], crop: Sequence[float] | NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """A square crop at sub-pixel accuracy, resized with an anti-aliasing filter; outside of the image it is white."""
-    x0, y0, side = (float(value) for value in crop)
-    height, width = pixels.shape[:2]
-    left, top = max(0, int(np.ceil(-x0))), max(0, int(np.ceil(-y0)))
-    right, bottom = max(0, int(np.ceil(x0 + side)) - width), max(0, int(np.ceil(y0 + side)) - height)
-    if left or top or right or bottom:
-        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), constant_values=255)
-    box = (x0 + left, y0 + top, x0 + left + side, y0 + top + side)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, box=box))
+        yield crop_square(pixels, tuple(crops[index]), size)
 
 
 def _holds_track(path: Path) -> bool:

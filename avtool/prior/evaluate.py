@@ -18,7 +18,6 @@ from torch import Tensor
 from avtool import __version__, metrics
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, load_samples
-from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
 
 Progress = Callable[[int, int, str], None]
@@ -147,8 +146,7 @@ def render_samples(subject: Subject, samples: Samples, options: EvalOptions, ref
 def on_background(samples: Samples, background: Sequence[float]) -> NDArray[np.float32]:
     """(B, S, S, 3): the real frames composited by their mattes."""
     images, mattes = samples.images, samples.mattes
-    if mattes is None:
-        raise AvtoolError("the track has no mattes", "track the frames again without --no-matte")
+    assert mattes is not None
     behind = (1 - mattes) * torch.tensor(background, dtype=images.dtype)
     return (images * mattes + behind).clamp(0, 1).cpu().numpy().astype(np.float32)
 

@@ -22,10 +22,9 @@ import torch
 from PIL import Image
 
 from avtool.artifacts.track import Frame, Track
-from avtool.capture.images import load_image
+from avtool.capture.samples import crop_square
 from avtool.capture.video import read_frames
 from avtool.head import HeadModel, load_head_model
-from avtool.prior.drive import crop_square
 from avtool.prior.evaluate import EvalOptions, Evaluation, Meters, Subject, evaluate, load_meters
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -94,12 +93,11 @@ def _whole_frame(track: Track, frame: Frame, file: Path) -> Frame:
     side = max(frame.width, frame.height)
     corner = ((frame.width - side) / 2, (frame.height - side) / 2)
     x0, y0, size = frame.crop
-    matte = load_image(track.resolve(frame.matte)).pixels
+    matte = np.asarray(Image.open(track.resolve(frame.matte)).convert("L"))
     # The inverse crop: the whole square, in pixels of the matte; what lies outside of the matte is background.
     scale = matte.shape[0] / size
     inverse = ((corner[0] - x0) * scale, (corner[1] - y0) * scale, side * scale)
-    padded = crop_square(255 - matte, inverse, side)
-    Image.fromarray(255 - padded[..., 0]).save(file)
+    Image.fromarray(crop_square(matte, inverse, side, fill=0)).save(file)
     return replace(frame, crop=(*corner, float(side)), matte=str(file.resolve()))
 
 
