@@ -7,7 +7,8 @@ set -eu
 cd "$(dirname "$0")/.."
 out=${1:-quickstart}
 started=$(date +%s)
-. examples/setup.sh demo
+EXTRAS=demo
+. examples/setup.sh
 say() { printf '\n[%4ds] %s\n' "$(($(date +%s) - started))" "$*"; }
 
 mkdir -p "$out"

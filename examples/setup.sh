@@ -1,5 +1,5 @@
 # Sourced by the other scripts: makes .venv beside the README and installs avtool into it.
-# usage: . examples/setup.sh EXTRAS      (for example: demo,test)
+# usage: EXTRAS=demo,test; . examples/setup.sh
 #
 # torch is pinned in the same pip command as everything else, so that no second build of it is fetched for torchvision.
 # PYTHON chooses the interpreter; TORCH another torch, for example TORCH="torch==2.13.0" or TORCH="torch".
@@ -20,11 +20,11 @@ if [ ! -x "$VENV/bin/python" ]; then
 fi
 
 # The stamp holds what the installation was made from: a second run has nothing to install.
-stamp="$VENV/.avtool-$(echo "$1" | tr , -)"
+stamp="$VENV/.avtool-$(echo "$EXTRAS" | tr , -)"
 wanted="$(cksum < pyproject.toml) ${TORCH:-torch==2.13.0}"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing avtool (a few minutes the first time) ..."
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${TORCH:-torch==2.13.0}" --editable ".[$1]" || exit 1
+    "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "${TORCH:-torch==2.13.0}" --editable ".[$EXTRAS]" || exit 1
     echo "$wanted" > "$stamp"
 fi
 PATH="$(cd "$VENV/bin" && pwd):$PATH"
