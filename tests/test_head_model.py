@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from avtool.errors import FormatError
 from avtool.head import PARTS, HeadParams, load_head_model
-from avtool.head.anny import DATA, HEAD_FILE
+from avtool.head.anny import DATA, HEAD_FILE, LANDMARK_FILE
 from avtool.rotations import axis_angle_to_matrix
 
 
@@ -250,6 +251,8 @@ def test_source_uv_is_makehumans(head):
 
 def test_landmarks_lie_on_the_face(head):
     assert len(head.landmark_ids) == 478
+    with safe_open(str(LANDMARK_FILE), framework="np") as file:
+        assert file.metadata()["avtool.head_model"] == head.model_id  # else: python -m avtool.synth.calibrate
     points = head.landmarks(head.template)
     torch.testing.assert_close(head.landmark_barycentrics.sum(-1), torch.ones(478), atol=1e-4, rtol=0)
     assert (points[:, 2] > 0).float().mean() > 0.97

