@@ -16,8 +16,9 @@ from avtool.errors import AvtoolError
 __all__ = ["Stage", "StageResult", "make_optimizer", "run_stage", "schedule_factor"]
 
 ParameterGroup = Tensor | Iterable[Tensor]
-LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
-StepCallback = Callable[[int, float, dict[str, float]], bool | None]
+Parts = dict[str, float | Tensor]  # detached tensors are welcome: turning them into numbers would wait for a GPU
+LossFunction = Callable[[int], tuple[Tensor, Parts]]
+StepCallback = Callable[[int, float, Parts], bool | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class StageResult:
 
     steps: int
     loss: float
-    parts: dict[str, float]
+    parts: Parts
     seconds: float
     stopped_early: bool
 
@@ -73,10 +74,10 @@ def schedule_factor(stage: Stage, step: int, progress: float) -> float:
     return warm * (stage.final_factor + (1 - stage.final_factor) * cosine)
 
 
-def _check_finite(stage: Stage, step: int, loss: float, parts: dict[str, float]) -> None:
+def _check_finite(stage: Stage, step: int, loss: float, parts: Parts) -> None:
     if math.isfinite(loss):
         return
-    broken = [name for name, value in parts.items() if not math.isfinite(value)]
+    broken = [name for name, value in parts.items() if not math.isfinite(float(value))]
     where = f" in {', '.join(broken)}" if broken else ""
     raise AvtoolError(
         f"The loss of stage {stage.name!r} became {loss}{where} at step {step}.",
@@ -93,13 +94,14 @@ def run_stage(
     optimizer: torch.optim.Adam | None = None,
     start: int = 0,
     time_limit: float | None = None,
+    elapsed: float = 0.0,
     check_every: int = 1,
 ) -> StageResult:
     """Run a stage: `loss_fn(step)` gives the loss and its named parts, `on_step(step, loss, parts)` may return True to stop.
 
     Every parameter of `params` is switched to requires_grad exactly when the stage moves it. `optimizer` and `start`
     continue an interrupted run. `time_limit` (seconds) ends the stage on time, the cosine running by whichever of steps
-    and time is further along. `check_every`: how often the loss is read back (each read waits for a GPU).
+    and time is further along; `elapsed` seconds were spent before an interruption. `check_every`: how often the loss is read back (each read waits for a GPU).
     """
     moving = {name for name, rate in stage.learning_rates.items() if rate > 0}
     for name, group in params.items():
@@ -110,10 +112,10 @@ def run_stage(
     for step in range(start, stage.steps):
         progress = step / stage.steps
         if time_limit is not None:
-            elapsed = time.monotonic() - began
-            if elapsed >= time_limit:
-                return StageResult(step - start, value, parts, elapsed, True)
-            progress = max(progress, elapsed / time_limit)
+            spent = elapsed + time.monotonic() - began
+            if spent >= time_limit:
+                return StageResult(step - start, value, parts, spent - elapsed, True)
+            progress = max(progress, spent / time_limit)
         factor = schedule_factor(stage, step, progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor

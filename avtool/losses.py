@@ -88,6 +88,13 @@ def threshold_l2(values: Tensor, threshold: float) -> Tensor:
     return (excess.square().sum(-1) + 1e-12).sqrt().mean()
 
 
+def _inverse_3x3(matrices: Tensor) -> Tensor:
+    """Inverses (..., 3, 3) by cofactors: LAPACK takes a second for a head's worth of tiny systems."""
+    a, b, c = matrices.unbind(-2)
+    cofactors = torch.stack((torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)), dim=-1)
+    return cofactors / (a * cofactors[..., 0]).sum(-1)[..., None, None]
+
+
 def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
     """As-rigid-as-possible energy of vertex offsets (..., V, 3) on a template (V, 3) with edges (E, 2).
 
@@ -108,7 +115,7 @@ def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
     torque = torch.linalg.cross(edge.expand_as(change), change, dim=-1)
     torques = torch.zeros_like(offsets).index_add(-2, center, torque)
     # The small ridge keeps vertices with collinear or no neighbors solvable.
-    spin = torch.linalg.solve(normal + 1e-3 * scale * eye, torques[..., None])[..., 0]
+    spin = (_inverse_3x3(normal + 1e-3 * scale * eye) @ torques[..., None])[..., 0]
     rest = change - torch.linalg.cross(spin[..., center, :], edge.expand_as(change), dim=-1)
     return rest.square().sum(-1).mean() / scale
 

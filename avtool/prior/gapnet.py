@@ -40,13 +40,14 @@ class GapNetConfig:
     layers: int = 4
     latent_channels: int = 29  # 3 + 29 = 32 is one pass of gsplat; the paper's 34 would take two
     num_parts: int = 11
+    dynamics: bool = True  # False drops the signal e: the ablation "without dynamics"
 
     @property
     def appearance_channels(self) -> int:
         """rgb and latent channels together."""
         return 3 + self.latent_channels
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int | bool]:
         """For the metadata of an artifact."""
         return asdict(self)
 
@@ -95,10 +96,14 @@ class PartMlp(nn.Module):
         """Code (I, P, C) -> its share of the first layer (P, I, hidden), bias included."""
         return torch.bmm(code.transpose(0, 1), self.first_weight(index)) + self.biases[0][:, None]
 
-    def first_points(self, index: int, points: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Point input (N, I, C) -> its share of the first layer (N, I, hidden)."""
+    def first_points(self, index: int, points: Tensor, sizes: Sequence[int], code: Tensor | None = None) -> Tensor:
+        """Point input (N, I, C) -> its share of the first layer (N, I, hidden), plus a code's share (P, I, hidden).
+
+        The code is added block by block, not gathered by part: the gradient of a gather sums in changing order.
+        """
         weight = self.first_weight(index)
-        return torch.cat([rows @ weight[part] for part, rows in enumerate(points.split(sizes))])
+        blocks = [rows @ weight[part] for part, rows in enumerate(points.split(sizes))]
+        return torch.cat(blocks if code is None else [block + code[part] for part, block in enumerate(blocks)])
 
     def rest(self, pre_activation: Tensor, sizes: Sequence[int]) -> Tensor:
         """Everything after the first layer's sum: (N, B, hidden) -> (N, B, outputs)."""
@@ -138,15 +143,13 @@ class GapNet(nn.Module):
         self.appearance_mlp = PartMlp(
             (f, z, 3, GEOMETRY_CHANNELS), config.hidden, config.appearance_channels, config.layers, config.num_parts
         )
-        part = torch.repeat_interleave(torch.arange(config.num_parts), torch.tensor(self.part_sizes))
         self.register_buffer("base_scales", base_scales.clone())
-        self.register_buffer("part", part, persistent=False)
         self.register_buffer("skin", torch.tensor(SKIN_LOGIT), persistent=False)
 
     def geometry(self, code: Tensor) -> Geometry:
         """M1: codes (I, P, C2) -> local Gaussians of I identities."""
         mlp = self.geometry_mlp
-        pre = mlp.first_points(0, self.features[:, None], self.part_sizes) + mlp.first_code(1, code)[self.part]
+        pre = mlp.first_points(0, self.features[:, None], self.part_sizes, mlp.first_code(1, code))
         raw = mlp.rest(pre, self.part_sizes)
         position, rotation, scale, opacity = raw.transpose(0, 1).split((3, 4, 3, 1), dim=-1)
         identity_quat = rotation.new_tensor((1.0, 0.0, 0.0, 0.0))
@@ -162,12 +165,14 @@ class GapNet(nn.Module):
     def appearance_static(self, code: Tensor, raw: Tensor) -> Tensor:
         """The part of M2's first layer that no expression changes: codes (I, P, C2), raw (N, I, 11) -> (N, I, hidden)."""
         mlp = self.appearance_mlp
-        points = mlp.first_points(0, self.features[:, None], self.part_sizes)
-        return points + mlp.first_code(1, code)[self.part] + mlp.first_points(3, raw, self.part_sizes)
+        points = mlp.first_points(0, self.features[:, None], self.part_sizes, mlp.first_code(1, code))
+        return points + mlp.first_points(3, raw, self.part_sizes)
 
     def appearance(self, static: Tensor, signal: Tensor) -> Tensor:
         """M2: static (N, I, hidden) and the dynamic signal e (B, N, 3) -> channels (B, N, 32), rgb in [0, 1] first."""
         mlp = self.appearance_mlp
+        if not self.config.dynamics:
+            signal = torch.zeros_like(signal)
         views = len(signal) // static.shape[1]
         if views > 1:
             static = static.repeat_interleave(views, dim=1)

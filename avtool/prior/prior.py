@@ -48,19 +48,20 @@ class Prior:
         uv_size: int = 128,
         refiner: str = "default",
         single_part: bool = False,
+        dynamics: bool = True,
         seed: int = 0,
     ) -> Prior:
         """An untrained prior, whose every identity is the mean head in skin color.
 
         Args:
             preset: key of gapnet.PRESETS. refiner: key of refiner.REFINER_WIDTHS.
-            single_part: one MLP and one code for the whole head (the ablation "without parts").
+            single_part: one MLP and one code for the whole head (the ablation "without parts"). dynamics: False drops e.
         """
         for name, value, known in (("preset", preset, PRESETS), ("refiner", refiner, REFINER_WIDTHS)):
             if value not in known:
                 raise AvtoolError(f"unknown {name} {value!r}", f"choose one of {', '.join(known)}")
         binding = seed_points(head.to("cpu"), uv_size).to(head.device)
-        config = replace(PRESETS[preset], num_parts=1 if single_part else len(PARTS))
+        config = replace(PRESETS[preset], num_parts=1 if single_part else len(PARTS), dynamics=dynamics)
         if single_part:
             binding = replace(binding, part=torch.zeros_like(binding.part))
         with torch.random.fork_rng(devices=[]):

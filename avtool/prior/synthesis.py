@@ -24,11 +24,17 @@ def base_scales(head: HeadModel, binding: PointBinding) -> Tensor:
     """Initial local scales (N, 3): wide along the triangle, thin along its normal, from the spacing of the points."""
     corners = head.template[head.faces]
     normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    rotations = triangle_frames(head.template, head.faces).rotations
-    along = (rotations * normals[:, :, None]).sum(1).abs().sum(0)  # which local axis the frames call the normal
+    frames = triangle_frames(head.template, head.faces)
+    along = (frames.rotations * normals[:, :, None]).sum(1).abs().sum(0)  # which local axis the frames call the normal
     factors = torch.full((3,), TANGENT_SIGMA, device=corners.device)
     factors[along.argmax()] = NORMAL_SIGMA
-    return binding.spacing[:, None] * factors
+    # Where the atlas is badly stretched (the back of the ears) the mean spacing would make blobs that stick out.
+    scale = frames.scales[binding.face_idx]
+    spacing = binding.spacing * scale
+    limits = torch.stack([1.5 * spacing[binding.part == part].median() for part in range(int(binding.part.max()) + 1)
+                          if (binding.part == part).any()])
+    index = torch.unique(binding.part, return_inverse=True)[1]
+    return (torch.minimum(spacing, limits[index]) / scale)[:, None] * factors
 
 
 def bound_points(head: HeadModel, binding: PointBinding) -> Tensor:

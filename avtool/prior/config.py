@@ -1,0 +1,126 @@
+"""Configuration of prior training: one frozen dataclass, a YAML file of its fields, command line on top."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avtool.errors import AvtoolError, FormatError
+from avtool.prior.gapnet import PRESETS
+from avtool.prior.objective import LossWeights
+from avtool.prior.refiner import REFINER_WIDTHS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a prior is trained. Defaults are for one GPU and an hour or so; the paper's figures in brackets."""
+
+    preset: str = "default"  # widths of GAPNet: tiny, default, large, paper
+    uv_size: int = 128  # [300]
+    refiner: str = "default"  # width of the CNN: none, tiny, default, large, paper
+    image_size: int = 256
+    steps: int = 20000  # [100,000]
+    batch_size: int = 32  # pictures a step [32]
+    views_per_identity: int = 4  # pictures of one person in a batch; A^g and meshes of a person are shared by them
+    max_identities: int | None = None
+    learning_rate: float = 1e-3  # [1e-3]
+    track_rate: float = 1e-5  # identity, expression, pose: 0 keeps exact synthetic parameters as they are
+    offset_rate: float = 1e-6  # static vertex offsets, metres a step
+    warmup: int = 100
+    ema_decay: float = 0.998  # 0 switches the running mean of the weights off
+    weights: LossWeights = field(default_factory=LossWeights)
+    single_part: bool = False  # ablation "without parts"
+    dynamics: bool = True  # False: ablation "without dynamics"
+    checkpoint_every: int = 1000
+    preview_every: int = 1000
+    log_every: int = 100
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)
+
+    def to_yaml(self) -> str:
+        """A file that --config reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _checked(file: str, key: str, value: object, default: object, optional: bool) -> object:
+    """A value of the type of the default; int passes for float, nothing else does."""
+    if value is None and optional:
+        return None
+    kind = int if optional and default is None else type(default)
+    if kind is float and isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FormatError(file, key, kind.__name__, repr(value))
+    return value
+
+
+def config_from_dict(data: object, file: str, base: TrainConfig | None = None) -> TrainConfig:
+    """Settings over a base; an unknown key is an error that names it and the known ones."""
+    config = base or TrainConfig()
+    if data is None:
+        return config
+    if not isinstance(data, dict):
+        raise FormatError(file, "", "a mapping of settings", type(data).__name__)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "weights":
+            values[key] = _weights(value, file, config.weights)
+            continue
+        _known(file, str(key), [f.name for f in fields(TrainConfig)])
+        values[key] = _checked(file, key, value, getattr(TrainConfig(), key), key == "max_identities")
+    return replace(config, **values)
+
+
+def _weights(data: object, file: str, base: LossWeights) -> LossWeights:
+    if not isinstance(data, dict):
+        raise FormatError(file, "weights", "a mapping of loss weights", type(data).__name__)
+    for key in data:
+        _known(file, f"weights.{key}", [f"weights.{f.name}" for f in fields(LossWeights)])
+    return replace(base, **{k: _checked(file, f"weights.{k}", v, 0.0, False) for k, v in data.items()})
+
+
+def _known(file: str, key: str, known: list[str]) -> None:
+    if key not in known:
+        raise AvtoolError(f"{file}: unknown setting {key!r}", f"known: {', '.join(known)}")
+
+
+def load_config(path: str | Path | None) -> TrainConfig:
+    """Defaults, or a YAML file over them."""
+    if path is None:
+        return TrainConfig()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise AvtoolError(f"{path}: no such file", "write one with: avtool train-prior --print-config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(path, "", "YAML", " ".join(str(error).split())) from error
+    return check_config(config_from_dict(data, str(path)), str(path))
+
+
+def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfig:
+    """Ranges that types cannot say."""
+    for key, known in (("preset", PRESETS), ("refiner", REFINER_WIDTHS)):
+        if getattr(config, key) not in known:
+            raise FormatError(file, key, " or ".join(known), getattr(config, key))
+    for key in ("uv_size", "steps", "batch_size", "views_per_identity", "log_every", "checkpoint_every", "preview_every"):
+        if getattr(config, key) < 1:
+            raise FormatError(file, key, "at least 1", getattr(config, key))
+    if config.image_size < 16:
+        raise FormatError(file, "image_size", "at least 16", config.image_size)
+    if config.batch_size % config.views_per_identity:
+        raise FormatError(file, "batch_size", f"a multiple of views_per_identity ({config.views_per_identity})", config.batch_size)
+    for key in ("learning_rate", "track_rate", "offset_rate", "ema_decay"):
+        if not 0 <= getattr(config, key) < 1:
+            raise FormatError(file, key, "in [0, 1)", getattr(config, key))
+    return config

@@ -1,0 +1,94 @@
+"""The losses of HeadGAP section 3.3 on rendered pictures; equations 5 to 8.
+
+Shape legend: B samples, H x W pixels, N points, I identities, V vertices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avtool.cameras import project
+from avtool.head import PARTS, HeadModel
+from avtool.losses import SSIM_WINDOW, ssim_map, threshold_l2
+from avtool.prior.gapnet import Geometry
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+REFERENCE_SPACING = 0.35
+"""Point spacing of the paper's 83,651 points on FLAME, in units of the triangles' scale: its eps_s of 0.6 is 1.7 of it.
+We have fewer points on finer triangles, so the threshold is measured in spacings to mean the same at every density."""
+
+MOUTH_PARTS = ("lip", "teeth")
+MOUTH_MARGIN = 1.35  # the ellipse around lips and teeth, as a factor of their projected box
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The paper's weights (method.md 1.2). lpips is 0 by default: its backbone is a download that must be asked for."""
+
+    l1: float = 0.8
+    ssim: float = 0.2
+    lpips: float = 0.0  # the paper's 0.4 when the backbone is there
+    mouth: float = 10.0
+    alpha: float = 1.0
+    scale: float = 1.0
+    position: float = 0.01
+    arap: float = 1.0
+    eps_scale: float = 0.6
+    eps_position: float = 1.0
+
+
+def mouth_vertices(head: HeadModel) -> Tensor:
+    """Indices of the vertices of lips and teeth."""
+    parts = torch.tensor([PARTS.index(name) for name in MOUTH_PARTS], device=head.faces.device)
+    return torch.unique(head.faces[torch.isin(head.face_part, parts)])
+
+
+def mouth_mask(points: Tensor, viewmats: Tensor, Ks: Tensor, width: int, height: int) -> Tensor:
+    """Pixels around the mouth (B, H, W, 1) in [0, 1]: an ellipse in the box of projected lips and teeth (B, M, 3)."""
+    with torch.no_grad():
+        pixels, _ = project(points, viewmats, Ks)
+        low, high = pixels.amin(1), pixels.amax(1)
+        center, radius = (low + high) / 2, MOUTH_MARGIN * (high - low).clamp_min(1.0) / 2
+        x = torch.arange(width, device=points.device) + 0.5
+        y = torch.arange(height, device=points.device) + 0.5
+        dx = (x - center[:, :1]) / radius[:, :1]
+        dy = (y - center[:, 1:]) / radius[:, 1:]
+        return ((dx.square()[:, None, :] + dy.square()[:, :, None]) < 1).float()[..., None]
+
+
+def reconstruction(
+    image: Tensor, target: Tensor, weights: LossWeights, mask: Tensor | None = None, perceptual: Perceptual | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lrec of the image (B, H, W, 3) and of its masked region (B, H, W, 1): lambda_l1 L1 + lambda_ssim (1 - SSIM) + LPIPS.
+
+    The masked term is Lrec(I_m, I_m*): the mean runs over the whole picture, as for a picture that is black elsewhere.
+    """
+    difference = (image - target).abs()
+    dissimilarity = 1 - ssim_map(image, target)
+    whole = weights.l1 * difference.mean() + weights.ssim * dissimilarity.mean()
+    region = whole.new_zeros(())
+    if mask is not None:
+        border = SSIM_WINDOW // 2
+        inner = mask[:, border:-border, border:-border]
+        region = weights.l1 * (difference * mask).mean() + weights.ssim * (dissimilarity * inner).mean()
+    if perceptual is not None:
+        whole = whole + weights.lpips * perceptual(image.clamp(0, 1), target)
+        if mask is not None:
+            region = region + weights.lpips * perceptual((image * mask).clamp(0, 1), target * mask)
+    return whole, region
+
+
+def regularization(geometry: Geometry, spacing: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+    """Scale and position terms on local Gaussians (I, N, .), spacing (N,): only what exceeds the thresholds costs."""
+    unit = (spacing / REFERENCE_SPACING)[:, None]
+    distance = geometry.means.square().sum(-1).add(1e-12).sqrt()
+    return {
+        "scale": weights.scale * threshold_l2(geometry.scales / unit, weights.eps_scale),
+        "position": weights.position * F.relu(distance - weights.eps_position).mean(),
+    }
