@@ -77,6 +77,7 @@ def seed_points(head: HeadModel, uv_size: int) -> PointBinding:
     spacing = torch.cat([spacing, face_area[extra].sqrt()])
 
     part = head.face_part[face_idx]
+    spacing = _without_outliers(spacing, part)
     order = torch.argsort(part, stable=True)
     frame_scale = triangle_frames(template, faces).scales[face_idx]
     return PointBinding(
@@ -87,6 +88,15 @@ def seed_points(head: HeadModel, uv_size: int) -> PointBinding:
         spacing=(spacing / frame_scale)[order].float(),
         uv_size=uv_size,
     )
+
+
+def _without_outliers(spacing: Tensor, part: Tensor) -> Tensor:
+    """Spacing at most three times its part's median: slivers of the atlas would stretch over everything around."""
+    limited = spacing.clone()
+    for one in torch.unique(part).tolist():
+        of_part = part == one
+        limited[of_part] = spacing[of_part].clamp_max(3 * spacing[of_part].median())
+    return limited
 
 
 def _areas(corners: Tensor) -> Tensor:
