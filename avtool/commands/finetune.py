@@ -1,0 +1,53 @@
+"""avtool finetune: learn what the prior does not know of a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console, options
+
+
+def finetune_command(
+    inverted: Annotated[Path, typer.Argument(metavar="INVERTED", help="inverted.safetensors, from invert.")],
+    track: Annotated[str, typer.Argument(metavar="TRACK", help="The track.json it was inverted from, or - .")] = "track.json",
+    output: options.OutputOption = Path("avatar.safetensors"),
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimization steps.")] = 500,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the compared pictures in pixels.")] = 256,
+    reference_weight: Annotated[
+        float, typer.Option(min=0.0, help="Weight of the views that must stay as they are; 0 lets them go.")
+    ] = 0.01,
+    head_model: options.HeadModelOption = "anny",
+    head_model_path: options.HeadModelPathOption = None,
+    force: options.ForceOption = False,
+    seed: options.SeedOption = 0,
+    device: options.DeviceOption = "auto",
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Learn from the photos what the prior does not know of a person.
+
+    The mouth and unseen sides are guarded, so that the avatar stays good where the photos show nothing.
+
+    Example: avtool finetune inverted.safetensors track.json -o avatar.safetensors
+    """
+    from ..artifacts.files import refuse_existing
+
+    refuse_existing(output, force)
+
+    from ..artifacts.track import Track
+    from ..prior.avatar import Avatar
+    from ..prior.finetune import FinetuneOptions, finetune
+
+    where = options.resolve_device(device)
+    head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
+    avatar = Avatar.load(inverted, where, head)
+    loaded = Track.load(track)
+    chosen = FinetuneOptions(steps=steps, size=size, reference_weight=reference_weight, seed=seed)
+    with console.progress("fine-tuning", quiet) as step:
+        tuned = finetune(avatar, loaded, chosen, step, name="standard input" if track == "-" else track)
+    tuned.save(output)
+    console.report({"output": str(output), "photos": len(loaded.frames)}, as_json, quiet)

@@ -1,0 +1,208 @@
+"""Fine-tuning (HeadGAP section 3.4): what the prior does not know of a person, learned from the photos under three guards.
+
+1. f learns at 1e-3, everything else at 1e-5. 2. The mouth takes no part in the loss. 3. Reference views of the neutral
+face, rendered before, must stay as they were.
+
+Shape legend: B photos, M reference views, S x S pixels, N points, V vertices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from avtool.artifacts.track import Track
+from avtool.cameras import intrinsics, orbit_viewmats
+from avtool.fit import Stage, run_stage
+from avtool.gaussians.container import Gaussians
+from avtool.gaussians.rig import PointFrames
+from avtool.head import HeadParams
+from avtool.head.mesh import unique_edges
+from avtool.losses import arap
+from avtool.prior.avatar import Avatar
+from avtool.prior.gapnet import Geometry
+from avtool.prior.objective import LossWeights, reconstruction, regularization
+from avtool.prior.photos import PhotoLight, lit_images, load_photos
+from avtool.prior.synthesis import dynamic_signal, mesh_frames, pose_gaussians, render_channels
+
+Progress = Callable[[int, int, str], None]
+_MOTION = ("expression", "neck", "head", "jaw", "eyes")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How to fine-tune; the paper's figures are the defaults."""
+
+    steps: int = 500
+    size: int = 256
+    feature_rate: float = 1e-3
+    other_rate: float = 1e-5
+    light_rate: float = 2e-3
+    exclude_mouth: bool = True
+    reference_weight: float = 0.01  # lambda_ref, of the sum over the views; 0 switches view regularization off
+    reference_views: int = 16
+    reference_size: int = 128  # they hold colors and outlines in place, which 128 pixels show
+    weights: LossWeights = LossWeights()
+    seed: int = 0
+
+
+def reference_cameras(center: Tensor, height: float, views: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cameras around the head in two rings: viewmats (M, 4, 4), Ks (M, 3, 3).
+
+    Args: center (3,) of the head, its height in metres, which fills 60 % of the picture.
+    """
+    columns = max(1, (views + 1) // 2)
+    yaws = torch.linspace(-1.4, 1.4, columns).repeat(2)[:views]
+    pitches = torch.cat((torch.full((columns,), -0.15), torch.full((columns,), 0.25)))[:views]
+    distance = 1.0
+    viewmats = orbit_viewmats(yaws, pitches, distance, center.cpu())
+    K = intrinsics(0.6 * size * distance / height, size, size)
+    return viewmats.to(center.device), K.expand(views, 3, 3).to(center.device)
+
+
+class Finetuning:
+    """One person's parameters while they move."""
+
+    def __init__(self, avatar: Avatar, track: Track, options: FinetuneOptions, name: str) -> None:
+        self.options, self.head, self.binding = options, avatar.head, avatar.binding
+        self.photos = load_photos(track, avatar.head, options.size, name)
+        self.gapnet, self.refiner = copy.deepcopy(avatar.gapnet), copy.deepcopy(avatar.refiner)
+        self.code, self.identity = avatar.code.clone(), avatar.identity.clone()
+        offsets = avatar.offsets
+        self.offsets = torch.zeros_like(avatar.head.template) if offsets is None else offsets.clone()
+        self.motion = {name: getattr(self.photos.params, name).clone() for name in _MOTION}
+        self.light = PhotoLight(len(self.photos), avatar.device)
+        self.edges = unique_edges(avatar.head.faces)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.order: list[int] = []
+        self.references = self._references(avatar)
+
+    def groups(self) -> dict[str, list[Tensor]]:
+        """Parameters by the name of their learning rate: "features", "light", and "other"."""
+        features = self.gapnet.features
+        networks = [p for p in self.gapnet.parameters() if p is not features]
+        networks += [] if self.refiner is None else list(self.refiner.parameters())
+        person = [self.code, self.identity, self.offsets, *self.motion.values()]
+        return {"features": [features], "other": networks + person, "light": self.light.parameters()}
+
+    @torch.no_grad()
+    def _references(self, avatar: Avatar) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Viewmats, Ks and the pictures (M, s, s, 3) of the neutral face as it is before fine-tuning."""
+        options = self.options
+        if options.reference_weight <= 0 or options.reference_views < 1:
+            return None
+        neutral = avatar.identity_params
+        neutral = replace(neutral, expression=neutral.expression[None])
+        vertices = avatar.head(neutral).vertices[0]
+        skull = vertices[avatar.head.skin_weights.argmax(1) >= avatar.head.joint_names.index("neck")]
+        low, high = skull.amin(0), skull.amax(0)
+        size = options.reference_size
+        viewmats, Ks = reference_cameras((low + high) / 2, float(high[1] - low[1]), options.reference_views, size)
+        gaussians = avatar.gaussians(neutral)
+        pictures = []
+        for viewmat, K in zip(viewmats, Ks):
+            colors, alphas = render_channels(gaussians, viewmat[None], K[None], size, size)
+            pictures.append(lit_images(colors, alphas, avatar.refiner, None, None)[0])
+        return viewmats, Ks, torch.cat(pictures)
+
+    def next_photo(self) -> int:
+        """Photos in shuffled rounds."""
+        if not self.order:
+            self.order = torch.randperm(len(self.photos), generator=self.generator).tolist()
+        return self.order.pop()
+
+    def posed(self, photo: int) -> tuple[Gaussians, Geometry]:
+        """Gaussians of a photo's pose and, with references, of the neutral face: (1 or 2, N); local geometry."""
+        index = slice(photo, photo + 1)
+        motion = {name: value[index] for name, value in self.motion.items()}
+        params = HeadParams(identity=self.identity, offsets=self.offsets, **motion)
+        head, binding = self.head, self.binding
+        frames = [mesh_frames(head, binding, p)[0] for p in (params, params.unposed(), params.neutral())]
+        posed, expressed, neutral = frames
+        if self.references is not None:
+            posed, expressed = (PointFrames(*(torch.cat(pair) for pair in zip(f, neutral))) for f in (posed, expressed))
+        geometry = self.gapnet.geometry(self.code)
+        static = self.gapnet.appearance_static(self.code, geometry.raw)
+        signal = dynamic_signal(geometry, expressed, neutral)
+        if len(signal) > 1:
+            static = static.expand(-1, len(signal), -1)
+        return pose_gaussians(geometry, posed, self.gapnet.appearance(static, signal)), geometry
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """One photo, one random reference view (times their number), and the regularizers."""
+        photo = self.next_photo()
+        gaussians, geometry = self.posed(photo)
+        weights = self.options.weights
+        parts = self.photo_loss(gaussians[:1], photo)
+        parts |= regularization(geometry, self.binding.spacing, weights)
+        parts["arap"] = weights.arap * arap(self.offsets, self.head.template, self.edges)
+        if self.references is not None:
+            view = int(torch.randint(len(self.references[2]), (1,), generator=self.generator))
+            count = len(self.references[2])
+            parts["reference"] = self.options.reference_weight * count * self.reference_loss(gaussians[1:], view)
+        return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
+
+    def photo_loss(self, gaussians: Gaussians, photo: int) -> dict[str, Tensor]:
+        """Lrec of refined and plain picture outside the mouth, and coverage."""
+        photos, weights, size = self.photos, self.options.weights, self.photos.size
+        index = slice(photo, photo + 1)
+        colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
+        which = torch.tensor([photo], device=colors.device)
+        refined, plain = lit_images(colors, alphas, self.refiner, self.light, which)
+        target = photos.targets[index]
+        if self.options.exclude_mouth:
+            # Painting the target over both: no gradient, and no edge for the SSIM window to see.
+            hole = photos.mouths[index] > 0
+            refined, plain = torch.where(hole, target, refined), torch.where(hole, target, plain)
+        parts = {"photo": reconstruction(refined, target, weights)[0]}
+        if self.refiner is not None:
+            parts["plain"] = reconstruction(plain, target, weights)[0]
+        parts["alpha"] = weights.alpha * (alphas - photos.mattes[index]).abs().mean()
+        return parts
+
+    def reference_loss(self, gaussians: Gaussians, view: int) -> Tensor:
+        """Lrec of one reference view against itself before fine-tuning."""
+        viewmats, Ks, pictures = self.references
+        index, size = slice(view, view + 1), self.options.reference_size
+        colors, alphas = render_channels(gaussians, viewmats[index], Ks[index], size, size)
+        refined, _ = lit_images(colors, alphas, self.refiner, None, None)
+        return reconstruction(refined, pictures[index], self.options.weights)[0]
+
+    def run(self, progress: Progress | None) -> None:
+        """All steps."""
+        options = self.options
+        rates = {"features": options.feature_rate, "other": options.other_rate, "light": options.light_rate}
+        stage = Stage("fine-tuning", options.steps, rates)
+
+        def on_step(step: int, value: float, parts: dict) -> None:
+            if progress is not None:
+                progress(step + 1, options.steps, f"loss {value:.4f}")
+
+        run_stage(stage, self.groups(), self.loss, on_step)
+
+    def avatar(self, metadata: dict[str, str]) -> Avatar:
+        """The person as it is now."""
+        return Avatar(
+            self.head, self.binding, self.gapnet, self.refiner, self.code, self.identity.detach(), self.offsets.detach(),
+            metadata,
+        )  # fmt: skip
+
+
+def finetune(
+    avatar: Avatar, track: Track, options: FinetuneOptions | None = None, progress: Progress | None = None, name: str = "track"
+) -> Avatar:
+    """Fine-tune an inverted avatar on the track it was inverted from; the given avatar is not changed.
+
+    Args:
+        name: what to call the track in an error, usually its file.
+        progress: called with (done, total, message).
+    """
+    options = options or FinetuneOptions()
+    tuning = Finetuning(avatar, track, options, name)
+    tuning.run(progress)
+    guard = "with" if tuning.references is not None else "without"
+    return tuning.avatar({**avatar.metadata, "tuned": f"{options.steps} steps, {guard} view regularization"})

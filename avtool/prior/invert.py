@@ -1,0 +1,151 @@
+"""Inversion (HeadGAP section 3.4): the person as a convex mix of the prior's codes, everything else frozen.
+
+Shape legend: B photos, K identities, P parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avtool.artifacts.track import Track
+from avtool.fit import Stage, run_stage
+from avtool.prior.avatar import Avatar
+from avtool.prior.objective import LossWeights, reconstruction
+from avtool.prior.photos import PhotoLight, PhotoSet, lit_images, load_photos
+from avtool.prior.prior import Prior
+from avtool.prior.synthesis import dynamic_signal, mesh_frames, pose_gaussians, render_channels
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class InvertOptions:
+    """How to invert. 128 pixels decide a mix of known people as well as 256 do, in a quarter of the time."""
+
+    steps: int = 500
+    size: int = 128
+    photos_per_step: int = 3
+    learning_rate: float = 0.1  # of the logits w; the paper gives none
+    light_rate: float = 5e-3
+    scan: bool = True  # start from how well each known person fits, instead of from the mean
+    flat_window: int = 50  # steps over which the loss must still fall ...
+    flat_fraction: float = 0.005  # ... by this fraction, or the stage ends
+    weights: LossWeights = LossWeights()
+    seed: int = 0
+
+
+class Inversion:
+    """What inversion holds fixed (meshes, networks) and what it moves (w, light)."""
+
+    def __init__(self, prior: Prior, photos: PhotoSet, options: InvertOptions) -> None:
+        self.prior, self.photos, self.options = prior, photos, options
+        for module in (prior.gapnet, prior.codebook, prior.refiner):
+            if module is not None:
+                module.requires_grad_(False)
+        self.logits = torch.zeros(prior.num_identities, prior.num_parts, device=prior.device)
+        self.light = PhotoLight(len(photos), prior.device)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        with torch.no_grad():
+            head, binding, params = prior.head, prior.binding, photos.params
+            self.posed = mesh_frames(head, binding, params)[0]
+            self.expressed = mesh_frames(head, binding, params.unposed())[0]
+            self.neutral = mesh_frames(head, binding, params.neutral()[:1])[0]
+
+    def error(self, code: Tensor, index: Tensor) -> Tensor:
+        """Mean over the photos `index` (b,) of how far the person with a code (1, P, C2) is from them."""
+        prior, photos, weights = self.prior, self.photos, self.options.weights
+        geometry = prior.gapnet.geometry(code)
+        static = prior.gapnet.appearance_static(code, geometry.raw)
+        posed, expressed = (type(f)(*(t[index] for t in f)) for f in (self.posed, self.expressed))
+        channels = prior.gapnet.appearance(static, dynamic_signal(geometry, expressed, self.neutral))
+        gaussians = pose_gaussians(geometry, posed, channels)
+        size = photos.size
+        colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
+        refined, plain = lit_images(colors, alphas, prior.refiner, self.light, index)
+        target = photos.targets[index]
+        loss = reconstruction(refined, target, weights)[0]
+        if prior.refiner is not None:
+            loss = loss + reconstruction(plain, target, weights)[0]
+        return loss + weights.alpha * (alphas - photos.mattes[index]).abs().mean()
+
+    def draw(self) -> Tensor:
+        """Photos of a step: all, or a random few of many."""
+        count = min(len(self.photos), self.options.photos_per_step)
+        order = torch.arange(len(self.photos))
+        if count < len(self.photos):
+            order = torch.randperm(len(self.photos), generator=self.generator)[:count]
+        return order.to(self.prior.device)
+
+    @torch.no_grad()
+    def scan(self, progress: Progress | None) -> None:
+        """Start w from the error of each known person on the first photo: the better, the more of them."""
+        count = self.prior.num_identities
+        first = torch.zeros(1, dtype=torch.int64, device=self.prior.device)
+        errors = torch.zeros(count, device=self.prior.device)
+        for k in range(count):
+            errors[k] = self.error(self.prior.codebook.codes[k : k + 1], first)
+            if progress is not None:
+                progress(k + 1, count, "comparing with known people")
+        # A spread of one standard deviation is one unit of logit: a lean, not a decision.
+        spread = errors.std(correction=0).clamp_min(1e-6)
+        self.logits.copy_((-(errors - errors.mean()) / spread)[:, None].expand_as(self.logits))
+
+    def run(self, progress: Progress | None) -> None:
+        """Optimize w until the steps are over or the loss is flat."""
+        options = self.options
+        history: list[float] = []
+        stage = Stage("inversion", options.steps, {"w": options.learning_rate, "light": options.light_rate})
+        params = {"w": self.logits, "light": self.light.parameters()}
+
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+            total = self.error(self.prior.codebook.mix(self.logits), self.draw())
+            return total, {}
+
+        def on_step(step: int, value: float, parts: dict) -> bool:
+            history.append(value)
+            if progress is not None:
+                progress(step + 1, options.steps, f"loss {value:.4f}")
+            return is_flat(history, options.flat_window, options.flat_fraction)
+
+        run_stage(stage, params, loss, on_step)
+        self.logits.requires_grad_(False)
+
+
+def is_flat(history: list[float], window: int, fraction: float) -> bool:
+    """Whether the mean loss of the last window fell by less than a fraction of that of the window before."""
+    if len(history) < 3 * window or fraction <= 0:
+        return False
+    recent, before = sum(history[-window:]), sum(history[-2 * window : -window])
+    return recent > (1 - fraction) * before
+
+
+def invert(
+    prior: Prior, track: Track, options: InvertOptions | None = None, progress: Progress | None = None, name: str = "track"
+) -> Avatar:
+    """Find a tracked person in the prior.
+
+    Only w (K, P) moves, and a gain and bias per photo that are forgotten afterwards; the prior is not changed.
+
+    Args:
+        name: what to call the track in an error, usually its file.
+        progress: called with (done, total, message).
+    """
+    options = options or InvertOptions()
+    photos = load_photos(track, prior.head, options.size, name)
+    inversion = Inversion(prior, photos, options)
+    if options.scan and prior.num_identities > 1:
+        inversion.scan(progress)
+    inversion.run(progress)
+    with torch.no_grad():
+        code = prior.codebook.mix(inversion.logits)
+    identity = torch.as_tensor(track.identity, dtype=torch.float32, device=prior.device)
+    offsets = None if track.offsets is None else torch.as_tensor(track.offsets, dtype=torch.float32, device=prior.device)
+    return Avatar(
+        prior.head, prior.binding, copy.deepcopy(prior.gapnet), copy.deepcopy(prior.refiner), code, identity, offsets,
+        {"made_by": "invert", "photos": str(len(photos))},
+    )  # fmt: skip
