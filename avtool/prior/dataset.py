@@ -97,7 +97,7 @@ def load_training_set(
     paths = find_tracks(directories)[:max_identities]
 
     def load(path: Path) -> tuple[Track, Tensor, Tensor, Tensor, Tensor, HeadParams]:
-        track = Track.load(path)
+        track = Track.load(path, head)
         check_head_model(path, track.head_model, head.model_id)
         samples = load_samples(track, range(len(track.frames)), size, with_matte=True)
         images, mattes = ((x * 255).round().clamp(0, 255).byte() for x in (samples.images, samples.mattes))
