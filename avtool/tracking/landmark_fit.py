@@ -1,0 +1,408 @@
+"""Levenberg-Marquardt fit of a head model to face landmarks, with an analytic Jacobian.
+
+Unknowns: identity (shared), one log focal length per camera, and per frame a rigid pose, expression weights within
+bounds (active set), gaze of both eyes and, for models without jaw shapes, a jaw angle. Residuals are whitened by the
+detector's calibrated covariance (noise.py) in axes that turn with the face. The pose found is that of the HEAD joint;
+bust.py divides it into the bust's viewmat, the neck and the head.
+Shapes: n frames, L landmarks, I identity, E expression, C cameras. Pixels, metres, radians; numpy float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from . import so3
+from .landmark_model import LandmarkModel
+from .noise import LandmarkNoise
+
+OUTER_EYE_CORNERS = (33, 263)
+GAZE_SIGMA = np.radians(12.0)
+VERGENCE_SIGMA = np.radians(3.0)
+JAW_SIGMA = 0.2
+SIZE_SIGMA = 0.02
+"""Spread of the whole head's size. One camera cannot tell a small head from a far one, and under the identity's prior
+alone the most probable head is far too small: shrinking it shrinks all that the prior has to pay for."""
+ROBUST_KNEE = 3.0
+"""Residuals beyond this many sigma grow linearly instead of quadratically (Huber)."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit. Prior weights multiply the squared, normalized parameters."""
+
+    iterations: int = 30
+    identity_weight: float = 1.0
+    expression_weight: float = 1.0
+    focal_sigma: float = 0.15
+    """Standard deviation of the log focal length around its prior."""
+    fix_identity: bool = False
+    fix_focal: bool = False
+    fix_rotation: bool = False
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One detected face: landmarks (478, 2) px, principal point (2,) px and the index of its camera."""
+
+    landmarks: np.ndarray
+    center: np.ndarray
+    camera: int = 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Result. rotations (n, 3, 3) and translations (n, 3) take rest-pose model space to the camera by way of the head
+    joint's frame; gaze (n, 2, 2) is [left, right] x [pitch, yaw]; errors (n,) are fractions of the inter-ocular distance.
+    """
+
+    identity: np.ndarray
+    focals: np.ndarray
+    rotations: np.ndarray
+    translations: np.ndarray
+    expression: np.ndarray
+    gaze: np.ndarray
+    jaw: np.ndarray
+    errors: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    iterations: int = 0
+
+    def frame(self, k: int) -> Fit:
+        """The fit of one frame, as a fit with n = 1 (cameras stay)."""
+        names = ("rotations", "translations", "expression", "gaze", "jaw", "errors")
+        return replace(self, **{name: getattr(self, name)[k : k + 1] for name in names})
+
+
+def interocular(landmarks: np.ndarray) -> float:
+    """Distance of the outer eye corners in pixels, landmarks (478, 2)."""
+    return float(np.linalg.norm(landmarks[OUTER_EYE_CORNERS[0]] - landmarks[OUTER_EYE_CORNERS[1]]))
+
+
+def fit_landmarks(
+    model: LandmarkModel,
+    noise: LandmarkNoise,
+    observations: list[Observation],
+    focal_priors: np.ndarray,
+    options: FitOptions = FitOptions(),
+    start: Fit | None = None,
+    previous: np.ndarray | None = None,
+    previous_weight: float = 0.0,
+    identity_mean: np.ndarray | None = None,
+) -> Fit:
+    """Fit all observations jointly.
+
+    Args:
+        model: the reduced head model.
+        noise: calibration of the landmarks of ``model``.
+        observations: n detected faces of one person.
+        focal_priors: (C,) focal lengths in pixels.
+        start: where to start; None finds a start by an affine camera.
+        previous: (n, E) expression to stay close to, with ``previous_weight`` (in units of 1 / sigma^2).
+        identity_mean: (I,) center of the identity's prior; None is the mean person.
+    """
+    if not observations:
+        raise ValueError("fit_landmarks: expected at least one observation")
+    solver = _Solver(model, noise, observations, np.asarray(focal_priors, np.float64), options)
+    solver.previous, solver.previous_weight = previous, previous_weight
+    if identity_mean is not None:
+        solver.identity_mean = identity_mean
+    state = start if start is not None else initial_fit(model, observations, focal_priors)
+    return solver.run(state)
+
+
+def landmark_errors(model: LandmarkModel, noise: LandmarkNoise, observations: list[Observation], fit: Fit) -> np.ndarray:
+    """(n,) mean landmark error of each frame of a fit, as a fraction of the inter-ocular distance."""
+    solver = _Solver(model, noise, observations, fit.focals, FitOptions())
+    return np.array([solver.error(fit, k) for k in range(len(observations))])
+
+
+def initial_fit(
+    model: LandmarkModel,
+    observations: list[Observation],
+    focals: np.ndarray,
+    identity: np.ndarray | None = None,
+) -> Fit:
+    """Neutral faces posed by a scaled-orthographic camera fitted to the rigid landmarks."""
+    identity = np.zeros(model.identity_basis.shape[-1]) if identity is None else identity
+    rigid = model.eye_weights.sum(0) < 0.5
+    points = (model.template + model.identity_basis @ identity)[rigid]
+    rotations, translations = [], []
+    for observation in observations:
+        pixels = observation.landmarks[model.landmark_ids][rigid]
+        rotation, translation = _affine_pose(points, pixels - observation.center, float(focals[observation.camera]))
+        rotations.append(rotation)
+        translations.append(translation)
+    n = len(observations)
+    return Fit(
+        identity=identity,
+        focals=np.asarray(focals, np.float64),
+        rotations=np.stack(rotations),
+        translations=np.stack(translations),
+        expression=np.zeros((n, model.expression_basis.shape[-1])),
+        gaze=np.zeros((n, 2, 2)),
+        jaw=np.zeros(n),
+    )
+
+
+def _affine_pose(points: np.ndarray, pixels: np.ndarray, focal: float) -> tuple[np.ndarray, np.ndarray]:
+    centered = points - points.mean(0)
+    rows = np.linalg.lstsq(centered, pixels - pixels.mean(0), rcond=None)[0].T
+    scale = (np.linalg.norm(rows[0]) + np.linalg.norm(rows[1])) / 2
+    # The nearest pair of orthonormal rows, so that neither axis is favored.
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    axes = left @ right
+    rotation = np.stack([axes[0], axes[1], np.cross(axes[0], axes[1])])
+    depth = focal / scale
+    center = np.array([*(pixels.mean(0) / scale), depth])
+    return rotation, center - rotation @ points.mean(0)
+
+
+class _Solver:
+    """One problem: assembles normal equations in the order identity, log focals, then a block per frame of
+    rotation 3, translation 3, gaze 4, jaw 1, expression E."""
+
+    POSE = 11
+
+    def __init__(
+        self,
+        model: LandmarkModel,
+        noise: LandmarkNoise,
+        observations: list[Observation],
+        focal_priors: np.ndarray,
+        options: FitOptions,
+    ) -> None:
+        self.model, self.noise, self.options = model, noise, options
+        self.observations = observations
+        self.targets = [o.landmarks[model.landmark_ids].astype(np.float64) for o in observations]
+        self.focal_priors = focal_priors
+        self.num_identity = 0 if options.fix_identity else model.identity_basis.shape[-1]
+        self.num_global = self.num_identity + len(focal_priors)
+        self.block = self.POSE + model.expression_basis.shape[-1]
+        centered = model.template - model.template.mean(0)
+        self.mean_size = np.sqrt((centered**2).sum(-1).mean())
+        self.size_slope = np.einsum("li,lik->k", centered, model.identity_basis) / (centered**2).sum()
+        self.eye_rows = [np.flatnonzero(w > 0.5) for w in model.eye_weights]
+        self.identity_mean = np.zeros(model.identity_basis.shape[-1])
+        self.previous: np.ndarray | None = None
+        self.previous_weight = 0.0
+
+    def run(self, state: Fit) -> Fit:
+        damping, step = 1e-2, 0
+        cost = self.cost(state)
+        for step in range(1, self.options.iterations + 1):
+            matrix, gradient = self.normal_equations(state)
+            accepted = None
+            for _ in range(7):
+                candidate = self.step(state, matrix, gradient, damping)
+                candidate_cost = self.cost(candidate)
+                if candidate_cost < cost:
+                    accepted = candidate
+                    break
+                damping *= 6.0
+            if accepted is None:
+                break
+            gain, state, cost = (cost - candidate_cost) / cost, accepted, candidate_cost
+            damping = max(damping / 5.0, 1e-7)
+            if gain < self.options.tolerance:
+                break
+        return replace(state, errors=landmark_errors(self.model, self.noise, self.observations, state), iterations=step)
+
+    def error(self, state: Fit, k: int) -> float:
+        """Mean distance of projected and detected landmarks, as a fraction of the inter-ocular distance."""
+        pixels, _, _, _ = self.project(state, k)
+        return float(np.linalg.norm(pixels - self.targets[k], axis=1).mean() / interocular(self.observations[k].landmarks))
+
+    def shape(self, state: Fit, k: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Points (L, 3) in the rest pose with gaze and jaw applied, and their derivatives by the gaze and the jaw."""
+        model = self.model
+        points = model.template + model.identity_basis @ state.identity + model.expression_basis @ state.expression[k]
+        derivatives = []
+        for side, name in enumerate(("eye_l", "eye_r")):
+            rows, joint = self.eye_rows[side], model.joint(name, state.identity)
+            turned, by_pitch, by_yaw = so3.gaze_matrix(*state.gaze[k, side])
+            lever = points[rows] - joint
+            derivatives += [lever @ by_pitch.T, lever @ by_yaw.T]
+            points[rows] = lever @ turned.T + joint
+        if model.uses_jaw:
+            joint = model.joint("jaw", state.identity)
+            turn = so3.exp(np.array([state.jaw[k], 0.0, 0.0]))
+            swing = (points - joint) @ turn.T
+            derivatives.append(model.jaw_weights[:, None] * (swing @ so3.skew(np.array([1.0, 0, 0])).T))
+            points = points + model.jaw_weights[:, None] * (swing + joint - points)
+        return points, derivatives
+
+    def project(self, state: Fit, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Pixels (L, 2), camera points (L, 3), rest points (L, 3) and the derivatives of `shape`."""
+        points, derivatives = self.shape(state, k)
+        camera = points @ state.rotations[k].T + state.translations[k]
+        focal = state.focals[self.observations[k].camera]
+        pixels = focal * camera[:, :2] / np.maximum(camera[:, 2:], 1e-3) + self.observations[k].center
+        return pixels, camera, points, derivatives
+
+    def whitening(
+        self, state: Fit, k: int, camera: np.ndarray, points: np.ndarray, pixels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(L, 2, 2) per-landmark transform of pixel residuals to robust millimetres, and residuals (L, 2) in them.
+
+        Millimetres are those of the mean head: if they were this head's own, a smaller head nearer to the camera
+        would look like a better fit.
+        """
+        focal = state.focals[self.observations[k].camera]
+        size = np.sqrt(((points - points.mean(0)) ** 2).sum(-1).mean())
+        mm_per_pixel = 1000.0 * camera[:, 2].mean() / focal * self.mean_size / size
+        right = state.rotations[k][:2, 0]
+        cos, sin = right / max(np.linalg.norm(right), 1e-6)
+        upright = np.array([[cos, sin], [-sin, cos]]) * mm_per_pixel
+        residual = (pixels - self.targets[k]) @ upright.T - self.noise.bias
+        sigma = 1.0 / self.noise.inverse_sigma.reshape(-1, 2)
+        size = np.linalg.norm(residual / sigma, axis=1) / np.sqrt(2.0) * _marginal_scale(self.noise)
+        robust = np.sqrt(1.0 / np.maximum(1.0, size / ROBUST_KNEE))
+        return robust[:, None, None] * upright, robust[:, None] * residual
+
+    def residual(self, state: Fit, k: int) -> np.ndarray:
+        """Whitened residuals (2L,)."""
+        pixels, camera, points, _ = self.project(state, k)
+        if (camera[:, 2] < 0.02).any():
+            return np.full(2 * len(camera), 1e6)
+        return self.noise.whiten(self.whitening(state, k, camera, points, pixels)[1].reshape(-1))
+
+    def jacobian(self, state: Fit, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whitened residuals (2L,), Jacobians by the identity and this camera's log focal (2L, I + 1) and by the
+        frame's block (2L, POSE + E)."""
+        model = self.model
+        pixels, camera, points, derivatives = self.project(state, k)
+        upright, residual = self.whitening(state, k, camera, points, pixels)
+        focal = state.focals[self.observations[k].camera]
+        x, y, z = camera.T
+        zero = np.zeros_like(z)
+        by_camera = np.stack(
+            [np.stack([focal / z, zero, -focal * x / z**2], -1), np.stack([zero, focal / z, -focal * y / z**2], -1)], 1
+        )
+        by_camera = upright @ by_camera
+        rotated = camera - state.translations[k]
+        by_point = by_camera @ state.rotations[k]
+        columns = np.zeros((len(z), 2, self.block))
+        columns[:, :, 0:3] = by_camera @ -so3.skew(rotated)
+        columns[:, :, 3:6] = by_camera
+        for index, derivative in enumerate(derivatives[:4]):
+            rows = self.eye_rows[index // 2]
+            columns[rows, :, 6 + index] = np.einsum("lij,lj->li", by_point[rows], derivative)
+        if len(derivatives) > 4:
+            columns[:, :, 10] = np.einsum("lij,lj->li", by_point, derivatives[4])
+        columns[:, :, self.POSE :] = by_point @ model.expression_basis
+        by_focal = np.einsum("lij,lj->li", upright, pixels - self.observations[k].center)[..., None]
+        shared = by_focal
+        if self.num_identity:
+            shared = np.concatenate([by_point @ model.identity_basis, by_focal], -1)
+        whiten = self.noise.whiten
+        both = np.concatenate([residual[..., None], shared, columns], -1).reshape(2 * len(z), -1)
+        both = whiten(both)
+        split = 1 + shared.shape[-1]
+        return both[:, 0], both[:, 1:split], both[:, split:]
+
+    def normal_equations(self, state: Fit) -> tuple[np.ndarray, np.ndarray]:
+        size = self.num_global + len(self.observations) * self.block
+        matrix, gradient = np.zeros((size, size)), np.zeros(size)
+        for k, observation in enumerate(self.observations):
+            residual, shared, own = self.jacobian(state, k)
+            place = np.r_[0 : self.num_identity, self.num_identity + observation.camera]
+            block = slice(self.num_global + k * self.block, self.num_global + (k + 1) * self.block)
+            matrix[np.ix_(place, place)] += shared.T @ shared
+            cross = shared.T @ own
+            matrix[place, block] += cross
+            matrix[block, place] += cross.T
+            matrix[block, block] += own.T @ own
+            gradient[place] += shared.T @ residual
+            gradient[block] += own.T @ residual
+        self._add_priors(state, matrix, gradient)
+        return matrix, gradient
+
+    def _prior_terms(self, state: Fit) -> tuple[np.ndarray, np.ndarray]:
+        """Diagonal of the prior's matrix and its gradient, without the coupling of the two eyes."""
+        options = self.options
+        n, expressions = len(self.observations), len(self.model.expression_sigma)
+        weight = np.zeros(self.num_global + n * self.block)
+        offset = np.zeros_like(weight)
+        if self.num_identity:
+            weight[: self.num_identity] = options.identity_weight
+            offset[: self.num_identity] = state.identity - self.identity_mean
+        weight[self.num_identity : self.num_global] = options.focal_sigma**-2
+        offset[self.num_identity : self.num_global] = np.log(state.focals / self.focal_priors)
+        blocks, offsets = weight[self.num_global :].reshape(n, -1), offset[self.num_global :].reshape(n, -1)
+        blocks[:, 6:10], offsets[:, 6:10] = GAZE_SIGMA**-2, state.gaze.reshape(n, 4)
+        blocks[:, 10], offsets[:, 10] = JAW_SIGMA**-2, state.jaw
+        inverse = options.expression_weight * self.model.expression_sigma**-2
+        blocks[:, self.POSE :], offsets[:, self.POSE :] = inverse, state.expression
+        if self.previous is not None and self.previous_weight > 0:
+            pull = self.previous_weight * self.model.expression_sigma**-2
+            total = inverse + pull
+            blocks[:, self.POSE :] = total
+            offsets[:, self.POSE :] = state.expression - pull * self.previous / total
+        assert blocks.shape[1] == self.POSE + expressions
+        return weight, weight * offset
+
+    def _add_priors(self, state: Fit, matrix: np.ndarray, gradient: np.ndarray) -> None:
+        weight, slope = self._prior_terms(state)
+        diagonal = np.arange(len(weight))
+        matrix[diagonal, diagonal] += weight
+        gradient += slope
+        if self.num_identity:
+            shared = slice(0, self.num_identity)
+            matrix[shared, shared] += np.outer(self.size_slope, self.size_slope) * SIZE_SIGMA**-2
+            gradient[shared] += self.size_slope * (self.size_slope @ state.identity) * SIZE_SIGMA**-2
+        for k in range(len(self.observations)):
+            start = self.num_global + k * self.block + 6
+            for axis in (0, 1):
+                pair = np.array([start + axis, start + 2 + axis])
+                difference = state.gaze[k, 0, axis] - state.gaze[k, 1, axis]
+                matrix[np.ix_(pair, pair)] += np.array([[1.0, -1.0], [-1.0, 1.0]]) * VERGENCE_SIGMA**-2
+                gradient[pair] += np.array([1.0, -1.0]) * difference * VERGENCE_SIGMA**-2
+
+    def cost(self, state: Fit) -> float:
+        total = 0.0
+        for k in range(len(self.observations)):
+            total += float((self.residual(state, k) ** 2).sum())
+        weight, slope = self._prior_terms(state)
+        present = weight > 0
+        total += float((slope[present] ** 2 / weight[present]).sum())
+        if self.num_identity:
+            total += float((self.size_slope @ state.identity) ** 2 * SIZE_SIGMA**-2)
+        total += float(((state.gaze[:, 0] - state.gaze[:, 1]) ** 2).sum() * VERGENCE_SIGMA**-2)
+        return total
+
+    def step(self, state: Fit, matrix: np.ndarray, gradient: np.ndarray, damping: float) -> Fit:
+        """The state after one damped Gauss-Newton step; weights at a bound and pushed outwards stay there."""
+        low, high = self.model.expression_bounds
+        n = len(self.observations)
+        free = np.ones(len(gradient), bool)
+        if self.options.fix_focal:
+            free[self.num_identity : self.num_global] = False
+        own_free = free[self.num_global :].reshape(n, -1)
+        own_gradient = gradient[self.num_global :].reshape(n, -1)[:, self.POSE :]
+        pushed_out = ((state.expression <= low) & (own_gradient > 0)) | ((state.expression >= high) & (own_gradient < 0))
+        own_free[:, self.POSE :] = ~pushed_out
+        if self.options.fix_rotation:
+            own_free[:, 0:3] = False
+        if not self.model.uses_jaw:
+            own_free[:, 10] = False
+        damped = matrix + np.diag(damping * np.diag(matrix) + 1e-9)
+        delta = np.zeros(len(gradient))
+        delta[free] = -np.linalg.solve(damped[np.ix_(free, free)], gradient[free])
+        own = delta[self.num_global :].reshape(n, -1)
+        return replace(
+            state,
+            identity=state.identity + delta[: self.num_identity] if self.num_identity else state.identity,
+            focals=state.focals * np.exp(np.clip(delta[self.num_identity : self.num_global], -0.3, 0.3)),
+            rotations=so3.exp(own[:, 0:3]) @ state.rotations,
+            translations=state.translations + own[:, 3:6],
+            gaze=state.gaze + own[:, 6:10].reshape(n, 2, 2),
+            jaw=state.jaw + own[:, 10],
+            expression=np.clip(state.expression + own[:, self.POSE :], low, high),
+        )
+
+
+def _marginal_scale(noise: LandmarkNoise) -> float:
+    """How much the diagonal part of the noise underestimates a landmark's whole spread, as a factor on residuals."""
+    strength = (noise.shrink + 1.0) ** -2 - 1.0
+    return float(1.0 / np.sqrt(1.0 + strength.sum() / len(noise.inverse_sigma)))

@@ -1,0 +1,140 @@
+"""The landmark fit in two stages, for a person and for a single frame.
+
+First the residuals are whitened by the detector's full covariance, which gives the most truthful pose and shape. Then,
+with the rotation held, every landmark is trusted by itself, which lays the mesh onto the picture (landmark error about
+half) without giving up the pose: on renders the second stage alone doubles the error of the pose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..head import HeadModel
+from .landmark_fit import Fit, FitOptions, Observation, fit_landmarks, initial_fit
+from .landmark_model import LandmarkModel, build_landmark_model
+from .noise import LandmarkNoise, load_noise
+
+MAX_JOINT = 12
+"""Faces fitted jointly for the identity; more add little and cost the cube of their number."""
+FOCAL_PRIOR = 1.2
+"""Focal length over the longer side of the image: what phones and webcams have, roughly."""
+KNOWN_FOCAL_SIGMA = 0.02
+FREE_FOCAL_SIGMA = 0.15
+IDENTITY_HOLD = 3.0
+"""Weight of the first stage's identity in the second one, in units of the prior."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera: focal length in pixels and how well it is known."""
+
+    focal: float
+    known: bool
+
+
+@dataclass(frozen=True)
+class LandmarkFitter:
+    """A head model with its calibrated noise, correlated and independent."""
+
+    model: LandmarkModel
+    correlated: LandmarkNoise
+    independent: LandmarkNoise
+
+    @staticmethod
+    def build(head: HeadModel) -> LandmarkFitter:
+        model = build_landmark_model(head)
+        ids = tuple(int(i) for i in model.landmark_ids)
+        return LandmarkFitter(model, load_noise(head.model_id, ids, 1.0), load_noise(head.model_id, ids, 0.0))
+
+    def fit_person(
+        self, observations: list[Observation], cameras: list[Camera], identity: np.ndarray | None = None
+    ) -> Fit:
+        """Fit all frames of a person, those beyond MAX_JOINT with the identity and focals of the others.
+
+        Args:
+            observations: n faces.
+            cameras: the cameras that ``Observation.camera`` counts.
+            identity: (I,) components in use when the person is known; then only the rest is fitted.
+        """
+        joint = np.unique(np.linspace(0, len(observations) - 1, MAX_JOINT).round().astype(int))
+        chosen = [observations[k] for k in joint] if len(observations) > MAX_JOINT else observations
+        # Every camera needs a frame of its own in the joint fit, or its focal would stay at the prior.
+        seen = {o.camera for o in chosen}
+        for observation in observations:
+            if observation.camera not in seen:
+                chosen = [*chosen, observation]
+                seen.add(observation.camera)
+        fit = self._fit_joint(chosen, cameras, identity)
+        if len(chosen) == len(observations):
+            return fit
+        return concatenate([self.fit_frame(o, fit.identity, fit.focals) for o in observations])
+
+    def _fit_joint(self, observations: list[Observation], cameras: list[Camera], identity: np.ndarray | None) -> Fit:
+        focals = np.array([c.focal for c in cameras])
+        known = all(c.known for c in cameras)
+        sigma = KNOWN_FOCAL_SIGMA if known else FREE_FOCAL_SIGMA
+        options = FitOptions(fix_identity=identity is not None, fix_focal=known, focal_sigma=sigma)
+        start = initial_fit(self.model, observations, focals, identity)
+        first = fit_landmarks(self.model, self.correlated, observations, focals, options, start)
+        options = replace(
+            options, identity_weight=IDENTITY_HOLD, expression_weight=0.5, focal_sigma=0.05, fix_rotation=True, iterations=20
+        )
+        return fit_landmarks(
+            self.model, self.independent, observations, first.focals, options, first, identity_mean=first.identity
+        )
+
+    def fit_frame(
+        self,
+        observation: Observation,
+        identity: np.ndarray,
+        focals: np.ndarray,
+        start: Fit | None = None,
+        weight: float = 0.0,
+    ) -> Fit:
+        """Fit one frame of a known person.
+
+        Args:
+            start: fit of the frame before; its expression is where this one starts.
+            weight: how much to hold on to that expression, in units of the expression's prior.
+        """
+        if start is None:
+            start = initial_fit(self.model, [observation], focals, identity)
+        options = FitOptions(iterations=10, fix_identity=True, fix_focal=True, tolerance=1e-3)
+        previous = start.expression
+        first = fit_landmarks(self.model, self.correlated, [observation], focals, options, start, previous, weight)
+        options = replace(options, iterations=4, expression_weight=0.5, fix_rotation=True)
+        return fit_landmarks(self.model, self.independent, [observation], focals, options, first, previous, weight)
+
+
+def concatenate(fits: list[Fit]) -> Fit:
+    """Fits of one person, one after the other."""
+    names = ("rotations", "translations", "expression", "gaze", "jaw", "errors")
+    return replace(fits[0], **{name: np.concatenate([getattr(fit, name) for fit in fits]) for name in names})
+
+
+def group_cameras(
+    sizes: list[tuple[int, int]], exif: list[float | None], fixed: list[float | None]
+) -> tuple[list[Camera], list[int]]:
+    """Photos of one size and one focal length come from one camera.
+
+    Args:
+        sizes: (width, height) of each photo.
+        exif: focal length of each in pixels as its file tells, or None.
+        fixed: focal length of each in pixels as the user tells, or None.
+
+    Returns:
+        cameras, and the camera's index of each photo.
+    """
+    keys: dict[tuple, int] = {}
+    cameras, index = [], []
+    for (width, height), told, given in zip(sizes, exif, fixed):
+        long_side = max(width, height)
+        known = given or told
+        key = (long_side, min(width, height), None if known is None else round(known / long_side, 3))
+        if key not in keys:
+            keys[key] = len(cameras)
+            cameras.append(Camera(known or FOCAL_PRIOR * long_side, known is not None))
+        index.append(keys[key])
+    return cameras, index
