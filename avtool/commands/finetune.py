@@ -45,7 +45,7 @@ def finetune_command(
     where = options.resolve_device(device)
     head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
     avatar = Avatar.load(inverted, where, head)
-    loaded = Track.load(track)
+    loaded = Track.load(track, head)
     chosen = FinetuneOptions(steps=steps, size=size, reference_weight=reference_weight, seed=seed)
     with console.progress("fine-tuning", quiet) as step:
         tuned = finetune(avatar, loaded, chosen, step, name="standard input" if track == "-" else track)

@@ -41,9 +41,9 @@ def invert_command(
     from ..prior.invert import InvertOptions, invert
     from ..prior.prior import Prior
 
-    loaded = Track.load(track)
     where = options.resolve_device(device)
     head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
+    loaded = Track.load(track, head)
     known = Prior.load(prior, where, head)
     chosen = InvertOptions(steps=steps, size=size, seed=seed)
     with console.progress("inverting", quiet) as step:
