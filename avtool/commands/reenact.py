@@ -74,7 +74,7 @@ def reenact_command(
     torch.manual_seed(seed)
     loaded = Avatar.load(avatar, options.resolve_device(device))
     with console.progress("tracking the driver", quiet) as step:
-        source = load_driver(driver, loaded.head, seed=seed, progress=step)
+        source = load_driver(driver, loaded.head, seed=seed, max_frames=max_frames, progress=step)
     transfer = "auto" if relative is None else "relative" if relative else "absolute"
     chosen = ReenactOptions(
         camera=camera.value, background=background, size=size, fps=fps, side_by_side=side_by_side, transfer=transfer,

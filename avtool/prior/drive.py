@@ -46,13 +46,21 @@ class Driver:
         return self.track.resolve(self.track.video) if self.track.video else None
 
 
-def load_driver(sources: Sequence[str], head: HeadModel, *, seed: int = 0, progress: Progress | None = None) -> Driver:
+def load_driver(
+    sources: Sequence[str],
+    head: HeadModel,
+    *,
+    seed: int = 0,
+    max_frames: int | None = None,
+    progress: Progress | None = None,
+) -> Driver:
     """Reads or tracks the driver.
 
     Args:
         sources: one video, one track.json, one directory of photos, "-" (a track on standard input), or photos.
         head: the avatar's head model; a track of another one is refused.
         seed: of the tracker.
+        max_frames: of a video; None tracks all of it.
         progress: called with (done, total, message) while tracking.
     """
     first = Path(sources[0])
@@ -65,13 +73,16 @@ def load_driver(sources: Sequence[str], head: HeadModel, *, seed: int = 0, progr
             raise AvtoolError(f"{source}: no such file", "name a video, photos, a directory of photos or a track.json")
     started = time.perf_counter()
     if len(sources) == 1 and first.is_file() and first.suffix.lower() not in PHOTO_SUFFIXES:
-        from avtool.tracking import track_video
+        from avtool.tracking import TrackingOptions, track_video
 
-        track = track_video(first, head, progress=progress)
+        # A driver is not rendered from: without mattes nothing is fitted to its looks, which is most of tracking's time.
+        options = TrackingOptions(mattes=False, photometric=False, max_frames=max_frames, seed=seed)
+        track = track_video(first, head, mattes=False, photometric=False, options=options, progress=progress)
     else:
-        from avtool.tracking import track_photos
+        from avtool.tracking import TrackingOptions, track_photos
 
-        track = track_photos(_photos(sources), head, progress=progress)
+        options = TrackingOptions(mattes=False, photometric=False, seed=seed)
+        track = track_photos(_photos(sources), head, photometric=False, options=options, progress=progress)
     return Driver(track, time.perf_counter() - started, sources[0])
 
 
