@@ -52,6 +52,8 @@ def eval_command(
     ] = None,
     lpips_backbone: Annotated[str, typer.Option(metavar="vgg|alex|squeeze", help="Backbone of LPIPS.")] = "vgg",
     max_frames: Annotated[int | None, typer.Option(min=1, help="Measure this many frames, spread evenly.")] = None,
+    head_model: options.HeadModelOption = "anny",
+    head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,
     seed: options.SeedOption = 0,
     device: options.DeviceOption = "auto",
@@ -82,7 +84,8 @@ def eval_command(
 
     torch.manual_seed(seed)
     place = options.resolve_device(device)
-    loaded = Avatar.load(avatar, place)
+    head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
+    loaded = Avatar.load(avatar, place, head)
     frames = Track.load(track, loaded.head)
     check_head_model(frames, loaded.head.model_id, track)
     meters = load_meters(None if recognizer is None else str(recognizer), lpips_backbone, str(place))

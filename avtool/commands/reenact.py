@@ -46,6 +46,8 @@ def reenact_command(
     smoothing: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Filter the driver's motion over time.")] = True,
     refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Use the avatar's screen-space network.")] = True,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
+    head_model: options.HeadModelOption = "anny",
+    head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,
     seed: options.SeedOption = 0,
     device: options.DeviceOption = "auto",
@@ -72,7 +74,8 @@ def reenact_command(
     from ..prior.reenact import ReenactOptions, reenact
 
     torch.manual_seed(seed)
-    loaded = Avatar.load(avatar, options.resolve_device(device))
+    head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
+    loaded = Avatar.load(avatar, options.resolve_device(device), head)
     with console.progress("tracking the driver", quiet) as step:
         source = load_driver(driver, loaded.head, seed=seed, max_frames=max_frames, progress=step)
     transfer = "auto" if relative is None else "relative" if relative else "absolute"

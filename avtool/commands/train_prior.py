@@ -62,6 +62,8 @@ def train_prior_command(
         Path | None, typer.Option(metavar="DIR", help="Where previews go; OUTPUT.previews when left out.")
     ] = None,
     render_backend: Annotated[Backend, typer.Option(help="Rasterizer; auto takes gsplat on CUDA.")] = Backend.auto,
+    head_model: options.HeadModelOption = "anny",
+    head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,
     seed: options.SeedOption = 0,
     device: options.DeviceOption = "auto",
@@ -98,13 +100,13 @@ def train_prior_command(
     elif not resume.is_file():
         raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
 
-    from ..head import load_head_model
     from ..prior.train import TrainOptions, train_prior, training_metadata
 
     chosen = TrainOptions(
         device=str(options.resolve_device(device)), render_backend=render_backend.value, seed=seed,
         time_limit=time_limit, checkpoint=checkpoint, previews=previews or output.with_suffix(".previews"), resume=resume,
     )  # fmt: skip
+    head = options.load_head(head_model, head_model_path)
     talk = console.get_console(quiet)
     last: dict[str, float] = {}
 
@@ -114,7 +116,7 @@ def train_prior_command(
         talk.print(f"step {step}: {text}", markup=False)
 
     with console.progress("training", quiet) as step:
-        prior = train_prior(dataset, load_head_model(), settings, chosen, step, log)
+        prior = train_prior(dataset, head, settings, chosen, step, log)
     prior.save(output, training_metadata(settings, chosen, dataset))
     console.report({"output": output, "identities": prior.num_identities, **last}, as_json, quiet)
 
