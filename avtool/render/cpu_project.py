@@ -78,24 +78,26 @@ def _camera_rotation(viewmat):
 
 
 @inlined
-def _clamp_slope(slope, focal, center, size):
-    """Direction x / z held within the image plus a margin."""
-    margin = HALF_MARGIN * size / focal
-    return min((size - center) / focal + margin, max(-(center / focal + margin), slope))
+def _slope_limits(K, width, height):
+    """Least and largest x / z, then y / z, that the Jacobian is evaluated at: the image plus a margin."""
+    margin_x, margin_y = HALF_MARGIN * width / K[0, 0], HALF_MARGIN * height / K[1, 1]
+    low_x, high_x = -(K[0, 2] / K[0, 0] + margin_x), (width - K[0, 2]) / K[0, 0] + margin_x
+    low_y, high_y = -(K[1, 2] / K[1, 1] + margin_y), (height - K[1, 2]) / K[1, 1] + margin_y
+    return low_x, high_x, low_y, high_y
 
 
 @inlined
-def _jacobian(x, y, z, K, width, height):
+def _jacobian(x, y, z, K, limits):
     """Nonzero entries (00, 02, 11, 12) of the clamped Jacobian and the clamped slopes."""
     inverse = ONE / z
-    slope_x = _clamp_slope(x * inverse, K[0, 0], K[0, 2], width)
-    slope_y = _clamp_slope(y * inverse, K[1, 1], K[1, 2], height)
+    slope_x = min(limits[1], max(limits[0], x * inverse))
+    slope_y = min(limits[3], max(limits[2], y * inverse))
     scale_x, scale_y = K[0, 0] * inverse, K[1, 1] * inverse
     return scale_x, -scale_x * slope_x, scale_y, -scale_y * slope_y, slope_x, slope_y
 
 
 @inlined
-def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, width, height, table):
+def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, limits, width, height, table):
     """Fill row i of the projection table; True when the Gaussian is visible."""
     mean_x, mean_y, mean_z = means[i, 0], means[i, 1], means[i, 2]
     x = camera[0] * mean_x + camera[1] * mean_y + camera[2] * mean_z + viewmat[0, 3]
@@ -104,7 +106,7 @@ def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, width, 
     opacity = opacities[i]
     if not (z >= NEAR_PLANE and opacity >= ALPHA_THRESHOLD):
         return False
-    j00, j02, j11, j12, _, _ = _jacobian(x, y, z, K, width, height)
+    j00, j02, j11, j12, _, _ = _jacobian(x, y, z, K, limits)
     a = _times(j00, ZERO, j02, camera)
     b = _times(ZERO, j11, j12, camera)
     qw, qx, qy, qz, _ = _unit_quat(quats, i)
@@ -125,7 +127,7 @@ def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, width, 
     # A hair more than the exact level, so that rounding never cuts a pixel that passes the alpha test.
     level = TWO_LN2 * (log2_opacity + LOG2_255) * f32(1.0001) + f32(1e-4)
     extent_x, extent_y = math.sqrt(level * xx), math.sqrt(level * yy)
-    image_x, image_y = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+    image_x, image_y = j00 * x + K[0, 2], j11 * y + K[1, 2]
     table[i, MEAN_X], table[i, MEAN_Y] = image_x, image_y
     table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY] = yy * inverse, -xy * inverse, xx * inverse
     table[i, DET], table[i, EXTENT_X], table[i, EXTENT_Y], table[i, LEVEL] = inverse, extent_x, extent_y, level
@@ -149,10 +151,10 @@ def project(num_threads, means, quats, scales, opacities, viewmat, K, width, hei
     num_points = means.shape[0]
     image_width, image_height = f32(width), f32(height)
     for thread in prange(num_threads):
-        camera = _camera_rotation(viewmat)
+        camera, limits = _camera_rotation(viewmat), _slope_limits(K, image_width, image_height)
         for i in range(num_points * thread // num_threads, num_points * (thread + 1) // num_threads):
             visible = _project_one(
-                i, means, quats, scales, opacities, viewmat, camera, K, image_width, image_height, table
+                i, means, quats, scales, opacities, viewmat, camera, K, limits, image_width, image_height, table
             )
             keys[i] = float_bits(table[i, Z]) if visible else np.uint32(0)
             if visible:
@@ -220,7 +222,7 @@ def _add_pose_gradient(pose, thread, row, v, x, y, z, a0, a1, a2):
 
 @inlined
 def _backward_one(
-    i, thread, moments, table, means, quats, scales, opacities, camera, K, width, height,
+    i, thread, moments, table, means, quats, scales, opacities, camera, K, limits,
     v_means, v_quats, v_scales, v_opacities, pose,
 ):  # fmt: skip
     """Gradients of Gaussian i from its six moments, added to every v_ array and to pose (T, 3, 4)."""
@@ -228,7 +230,7 @@ def _backward_one(
     x, y, z = table[i, X], table[i, Y], table[i, Z]
     conic_xx, conic_xy, conic_yy = table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY]
     vxx, vxy, vyy = _gradient_of_covariance(conic_xx, conic_xy, conic_yy, moments)
-    j00, j02, j11, j12, held_x, held_y = _jacobian(x, y, z, K, width, height)
+    j00, j02, j11, j12, held_x, held_y = _jacobian(x, y, z, K, limits)
     a0, a1, a2 = _times(j00, ZERO, j02, camera)
     b0, b1, b2 = _times(ZERO, j11, j12, camera)
     qw, qx, qy, qz, _ = _unit_quat(quats, i)
@@ -288,7 +290,7 @@ def project_backward(
     image_width, image_height = f32(width), f32(height)
     first = buffers.shape[2] - 8
     for thread in prange(num_threads):
-        camera = _camera_rotation(viewmat)
+        camera, limits = _camera_rotation(viewmat), _slope_limits(K, image_width, image_height)
         pose[thread] = 0.0
         for rank in range(num_visible * thread // num_threads, num_visible * (thread + 1) // num_threads):
             i = np.int64(order[rank])
@@ -304,6 +306,6 @@ def project_backward(
                 _sum_of_moment(buffers, num_threads, rank, first + 5),
             )
             _backward_one(
-                i, thread, moments, table, means, quats, scales, opacities, camera, K, image_width, image_height,
+                i, thread, moments, table, means, quats, scales, opacities, camera, K, limits,
                 v_means, v_quats, v_scales, v_opacities, pose,
             )  # fmt: skip
