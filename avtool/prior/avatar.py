@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avtool.artifacts.tensors import load_tensors, require, save_tensors
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import PointFrames
+from avtool.gaussians.rig import point_frames
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.gapnet import GapNet, Geometry
@@ -24,7 +24,7 @@ from avtool.prior.storage import (
     network_metadata,
     resolve_head,
 )
-from avtool.prior.synthesis import dynamic_signal, finish, mesh_frames, pose_gaussians, render_channels
+from avtool.prior.synthesis import carried_points, dynamic_signal, finish, pose_gaussians, render_channels
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -56,7 +56,7 @@ class Avatar:
         for module in (gapnet, refiner):
             if module is not None:
                 module.requires_grad_(False).eval()
-        self._static: tuple[Geometry, PointFrames, Tensor] | None = None
+        self._static: tuple[Geometry, Tensor, list[Tensor]] | None = None
 
     @property
     def head_model_id(self) -> str:
@@ -80,22 +80,22 @@ class Avatar:
         )
 
     @torch.no_grad()
-    def _prepare(self) -> tuple[Geometry, PointFrames, Tensor]:
+    def _prepare(self) -> tuple[Geometry, Tensor, list[Tensor]]:
+        """Local geometry, its points on the neutral mesh (1, N, 3), and the static blocks of M2."""
         if self._static is None:
             geometry = self.gapnet.geometry(self.code)
-            neutral = self.identity_params
-            neutral = replace(neutral, expression=neutral.expression[None])
-            frames, _ = mesh_frames(self.head, self.binding, neutral)
-            self._static = geometry, frames, self.gapnet.appearance_static(self.code, geometry.raw)
+            vertices = self.head(self.identity_params).vertices[None]
+            neutral = carried_points(geometry, vertices, self.head.faces, self.binding)
+            self._static = geometry, neutral, self.gapnet.appearance_static(self.code, geometry.raw)
         return self._static
 
     def gaussians(self, params: HeadParams) -> Gaussians:
         """Gaussians of B posed frames, (B, N), with 3 rgb and 29 latent channels."""
         geometry, neutral, static = self._prepare()
-        posed, _ = mesh_frames(self.head, self.binding, params)
-        expressed, _ = mesh_frames(self.head, self.binding, params.unposed())
-        channels = self.gapnet.appearance(static, dynamic_signal(geometry, expressed, neutral))
-        return pose_gaussians(geometry, posed, channels)
+        head, binding = self.head, self.binding
+        expressed = carried_points(geometry, head(params.unposed()).vertices, head.faces, binding)
+        channels = self.gapnet.appearance(static, dynamic_signal(expressed, neutral))
+        return pose_gaussians(geometry, point_frames(head(params).vertices, head.faces, binding), channels)
 
     def render(
         self,

@@ -19,7 +19,7 @@ from avtool.artifacts.track import Track
 from avtool.cameras import intrinsics, orbit_viewmats
 from avtool.fit import Stage, run_stage
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import PointFrames
+from avtool.gaussians.rig import point_frames
 from avtool.head import HeadParams
 from avtool.head.mesh import unique_edges
 from avtool.losses import arap
@@ -27,7 +27,7 @@ from avtool.prior.avatar import Avatar
 from avtool.prior.gapnet import Geometry
 from avtool.prior.objective import LossWeights, reconstruction, regularization
 from avtool.prior.photos import PhotoLight, lit_images, load_photos
-from avtool.prior.synthesis import dynamic_signal, mesh_frames, pose_gaussians, render_channels
+from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
 _MOTION = ("expression", "neck", "head", "jaw", "eyes")
@@ -120,17 +120,15 @@ class Finetuning:
         index = slice(photo, photo + 1)
         motion = {name: value[index] for name, value in self.motion.items()}
         params = HeadParams(identity=self.identity, offsets=self.offsets, **motion)
-        head, binding = self.head, self.binding
-        frames = [mesh_frames(head, binding, p)[0] for p in (params, params.unposed(), params.neutral())]
-        posed, expressed, neutral = frames
+        head, faces = self.head, self.head.faces
+        posed, expressed, neutral = (head(p).vertices for p in (params, params.unposed(), params.neutral()))
         if self.references is not None:
-            posed, expressed = (PointFrames(*(torch.cat(pair) for pair in zip(f, neutral))) for f in (posed, expressed))
+            posed, expressed = torch.cat((posed, neutral)), torch.cat((expressed, neutral))
         geometry = self.gapnet.geometry(self.code)
         static = self.gapnet.appearance_static(self.code, geometry.raw)
-        signal = dynamic_signal(geometry, expressed, neutral)
-        if len(signal) > 1:
-            static = static.expand(-1, len(signal), -1)
-        return pose_gaussians(geometry, posed, self.gapnet.appearance(static, signal)), geometry
+        signal = dynamic_signal(*(carried_points(geometry, v, faces, self.binding) for v in (expressed, neutral)))
+        frames = point_frames(posed, faces, self.binding)
+        return pose_gaussians(geometry, frames, self.gapnet.appearance(static, signal)), geometry
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """One photo, one random reference view (times their number), and the regularizers."""

@@ -36,7 +36,7 @@ class GapNetConfig:
 
     feature_channels: int = 48
     code_channels: int = 128
-    hidden: int = 96
+    hidden: int = 64
     layers: int = 4
     latent_channels: int = 29  # 3 + 29 = 32 is one pass of gsplat; the paper's 34 would take two
     num_parts: int = 11
@@ -54,7 +54,7 @@ class GapNetConfig:
 
 PRESETS = {
     "tiny": GapNetConfig(feature_channels=16, code_channels=16, hidden=16),  # tests: a step in milliseconds
-    "default": GapNetConfig(hidden=96),  # 10k points in about 10 ms on two cores; past this the CNN is not the limit
+    "default": GapNetConfig(hidden=64),  # 10k points cost a CPU step less than the rasterizer; f carries the detail
     "large": GapNetConfig(hidden=128),  # 256 UV on a GPU: the width at which the prior still fits 20 MB
     "paper": GapNetConfig(hidden=256),  # the usual width of such decoders; the paper does not state its own
 }
@@ -96,22 +96,19 @@ class PartMlp(nn.Module):
         """Code (I, P, C) -> its share of the first layer (P, I, hidden), bias included."""
         return torch.bmm(code.transpose(0, 1), self.first_weight(index)) + self.biases[0][:, None]
 
-    def first_points(self, index: int, points: Tensor, sizes: Sequence[int], code: Tensor | None = None) -> Tensor:
-        """Point input (N, I, C) -> its share of the first layer (N, I, hidden), plus a code's share (P, I, hidden).
-
-        The code is added block by block, not gathered by part: the gradient of a gather sums in changing order.
-        """
+    def first_points(self, index: int, points: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Point input (N, I, C) -> its share of the first layer, one block (n, I, hidden) a part."""
         weight = self.first_weight(index)
-        blocks = [rows @ weight[part] for part, rows in enumerate(points.split(sizes))]
-        return torch.cat(blocks if code is None else [block + code[part] for part, block in enumerate(blocks)])
+        return [rows @ weight[part] for part, rows in enumerate(points.split(sizes))]
 
-    def rest(self, pre_activation: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Everything after the first layer's sum: (N, B, hidden) -> (N, B, outputs)."""
+    def rest(self, pre_activation: Sequence[Tensor]) -> Tensor:
+        """Everything after the first layer's sum: a block (n, B, hidden) a part -> (N, B, outputs)."""
         blocks = []
-        for part, rows in enumerate(pre_activation.split(sizes)):
+        for part, rows in enumerate(pre_activation):
             hidden = rows.reshape(-1, rows.shape[-1])
             for weight, bias in zip(self.weights[1:], self.biases[1:]):
-                hidden = torch.addmm(bias[part], F.leaky_relu(hidden, LEAK), weight[part])
+                # In place: nothing else reads the sum, and a step is bound by memory.
+                hidden = torch.addmm(bias[part], F.leaky_relu(hidden, LEAK, inplace=True), weight[part])
             blocks.append(hidden.reshape(*rows.shape[:-1], -1))
         return torch.cat(blocks)
 
@@ -149,8 +146,8 @@ class GapNet(nn.Module):
     def geometry(self, code: Tensor) -> Geometry:
         """M1: codes (I, P, C2) -> local Gaussians of I identities."""
         mlp = self.geometry_mlp
-        pre = mlp.first_points(0, self.features[:, None], self.part_sizes, mlp.first_code(1, code))
-        raw = mlp.rest(pre, self.part_sizes)
+        points, shared = mlp.first_points(0, self.features[:, None], self.part_sizes), mlp.first_code(1, code)
+        raw = mlp.rest([block + row for block, row in zip(points, shared)])
         position, rotation, scale, opacity = raw.transpose(0, 1).split((3, 4, 3, 1), dim=-1)
         identity_quat = rotation.new_tensor((1.0, 0.0, 0.0, 0.0))
         return Geometry(
@@ -162,22 +159,23 @@ class GapNet(nn.Module):
             opacities=torch.sigmoid(opacity[..., 0] + OPACITY_LOGIT),
         )
 
-    def appearance_static(self, code: Tensor, raw: Tensor) -> Tensor:
-        """The part of M2's first layer that no expression changes: codes (I, P, C2), raw (N, I, 11) -> (N, I, hidden)."""
+    def appearance_static(self, code: Tensor, raw: Tensor) -> list[Tensor]:
+        """What no expression changes in M2's first layer: codes (I, P, C2), raw (N, I, 11) -> a (n, I, hidden) a part."""
         mlp = self.appearance_mlp
-        points = mlp.first_points(0, self.features[:, None], self.part_sizes, mlp.first_code(1, code))
-        return points + mlp.first_points(3, raw, self.part_sizes)
+        points, shared = mlp.first_points(0, self.features[:, None], self.part_sizes), mlp.first_code(1, code)
+        return [a + row + b for a, row, b in zip(points, shared, mlp.first_points(3, raw, self.part_sizes))]
 
-    def appearance(self, static: Tensor, signal: Tensor) -> Tensor:
-        """M2: static (N, I, hidden) and the dynamic signal e (B, N, 3) -> channels (B, N, 32), rgb in [0, 1] first."""
+    def appearance(self, static: Sequence[Tensor], signal: Tensor) -> Tensor:
+        """M2: static blocks (n, I, hidden) and the dynamic signal e (B, N, 3) -> channels (B, N, 32), rgb in [0, 1] first."""
         mlp = self.appearance_mlp
         if not self.config.dynamics:
             signal = torch.zeros_like(signal)
-        views = len(signal) // static.shape[1]
-        if views > 1:
-            static = static.repeat_interleave(views, dim=1)
-        pre = static + mlp.first_points(2, signal.transpose(0, 1), self.part_sizes)
-        out = mlp.rest(pre, self.part_sizes).transpose(0, 1)
+        batch, identities = len(signal), static[0].shape[1]
+        moving = mlp.first_points(2, signal.transpose(0, 1), self.part_sizes)
+        # Samples are grouped by identity: (n, I, 1, hidden) + (n, I, views, hidden).
+        pre = [a[:, :, None] + b.unflatten(1, (identities, -1)) for a, b in zip(static, moving)]
+        out = mlp.rest([block.flatten(1, 2) for block in pre]).transpose(0, 1)
+        assert out.shape[0] == batch
         return torch.cat((torch.sigmoid(out[..., :3] + self.skin), out[..., 3:]), dim=-1)
 
 

@@ -6,6 +6,7 @@ Shape legend: I identities, B samples (grouped by identity), N points, V vertice
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.gaussians.container import Gaussians
@@ -50,19 +51,30 @@ def repeat_views(geometry: Geometry, views: int) -> Geometry:
     return Geometry(raw=geometry.raw, **shared)
 
 
-def place(geometry: Geometry, frames: PointFrames) -> Tensor:
-    """T(mu') alone: local means on frames -> (B, N, 3), metres."""
-    moved = (frames.rotations @ geometry.means[..., None])[..., 0]
-    return frames.scales[..., None] * moved + frames.origins
+def carried_points(geometry: Geometry, vertices: Tensor, faces: Tensor, binding: PointBinding) -> Tensor:
+    """T(mu') alone: local means (I, N, 3) carried by meshes (B, V, 3) -> (B, N, 3), metres.
+
+    The same as rig.local_to_global on triangle frames, but only for the bound points and without their quaternions,
+    which cost more than all the rest.
+    """
+    a, b, c = (vertices[..., faces[binding.face_idx, k], :] for k in range(3))
+    weights = binding.barycentrics
+    edge, other = b - a, c - a
+    first = F.normalize(edge, dim=-1, eps=1e-9)
+    normal = F.normalize(torch.linalg.cross(first, other), dim=-1, eps=1e-9)
+    third = torch.linalg.cross(first, normal)
+    scale = 0.5 * ((first * edge).sum(-1, keepdim=True) - (third * other).sum(-1, keepdim=True))
+    x, y, z = geometry.means.split(1, dim=-1)
+    return a + weights[:, 1:2] * edge + weights[:, 2:3] * other + scale * (first * x + normal * y + third * z)
 
 
-def dynamic_signal(geometry: Geometry, expressed: PointFrames, neutral: PointFrames) -> Tensor:
-    """e = T(mu') - T(mu'_neutral) (B, N, 3) in units of SIGNAL_UNIT.
+def dynamic_signal(expressed: Tensor, neutral: Tensor) -> Tensor:
+    """e = T(mu') - T(mu'_neutral) (B, N, 3) in units of SIGNAL_UNIT, from carried points of both meshes.
 
     Both meshes are in the un-posed head space (neck = head = 0), so that turning the head does not look like an
     expression; jaw and eyes do.
     """
-    return (place(geometry, expressed) - place(geometry, neutral)) / SIGNAL_UNIT
+    return (expressed - neutral) / SIGNAL_UNIT
 
 
 def pose_gaussians(geometry: Geometry, frames: PointFrames, channels: Tensor) -> Gaussians:
@@ -73,25 +85,19 @@ def pose_gaussians(geometry: Geometry, frames: PointFrames, channels: Tensor) ->
     return Gaussians(means, quats, scales, opacities, channels)
 
 
-def mesh_frames(head: HeadModel, binding: PointBinding, params: HeadParams) -> tuple[PointFrames, Tensor]:
-    """Frames of the points and the vertices (B, V, 3) of posed heads."""
-    vertices = head(params).vertices
-    return point_frames(vertices, head.faces, binding), vertices
-
-
 def synthesize(
     head: HeadModel, binding: PointBinding, gapnet: GapNet, code: Tensor, params: HeadParams
 ) -> tuple[Gaussians, Geometry, Tensor]:
     """The whole of GAPNet: codes (I, P, C2) and params of B samples -> Gaussians (B, N), local geometry, vertices."""
-    batch = len(params)
     geometry = gapnet.geometry(code)
     static = gapnet.appearance_static(code, geometry.raw)
-    local = repeat_views(geometry, batch // code.shape[0])
-    frames, vertices = mesh_frames(head, binding, params)
-    expressed, _ = mesh_frames(head, binding, params.unposed())
-    neutral, _ = mesh_frames(head, binding, params.neutral())
-    channels = gapnet.appearance(static, dynamic_signal(local, expressed, neutral))
-    return pose_gaussians(local, frames, channels), geometry, vertices
+    local = repeat_views(geometry, len(params) // code.shape[0])
+    vertices = head(params).vertices
+    expressed, neutral = (
+        carried_points(local, head(p).vertices, head.faces, binding) for p in (params.unposed(), params.neutral())
+    )
+    channels = gapnet.appearance(static, dynamic_signal(expressed, neutral))
+    return pose_gaussians(local, point_frames(vertices, head.faces, binding), channels), geometry, vertices
 
 
 def render_channels(
