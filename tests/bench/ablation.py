@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from avtool.artifacts.track import Frame, Track
-from avtool.capture.samples import crop_square
-from avtool.capture.video import read_frames
+from avtool.artifacts.track import Track
+from avtool.capture import FaceTracker
+from avtool.capture.images import load_image
+from avtool.capture.matte import HeadMatte
+from avtool.capture.video import probe_video, read_frames
 from avtool.head import HeadModel, load_head_model
 from avtool.prior.evaluate import EvalOptions, Evaluation, Meters, Subject, evaluate, load_meters
 
@@ -73,8 +75,7 @@ def track_test(folder: Path, frames: Path, head: HeadModel, train: Track, every:
     """Held-out frames as photos, with the identity and focal length of the training photos."""
     from avtool.tracking import track_photos
 
-    info = json.loads((folder / "info.json").read_text())
-    first, last = info["driver_frames"]
+    first, last = held_out(folder)
     frames.mkdir(exist_ok=True)
     paths = []
     for idx, pixels in read_frames(folder / "crop.mp4", range(first, last, every)):
@@ -83,22 +84,34 @@ def track_test(folder: Path, frames: Path, head: HeadModel, train: Track, every:
     return track_photos(paths, head, focal=float(train.frames[0].K[0, 0]), identity=train)
 
 
+def held_out(folder: Path) -> tuple[int, int]:
+    """First and one past the last held-out frame: what info.json says, else the last 60 %."""
+    named = json.loads((folder / "info.json").read_text()).get("driver_frames")
+    if named is not None:
+        return int(named[0]), int(named[1])
+    count = probe_video(folder / "crop.mp4").num_frames
+    return int(0.4 * count), count
+
+
 def whole_frames(track: Track, folder: Path) -> Track:
-    """The track with every crop grown to the whole picture (padded to a square), mattes pasted in; zero outside of them."""
+    """The track with every crop grown to the whole picture (padded to a square) and mattes of all of it.
+
+    The track's own mattes end with the head crop, which would cut off the shoulders at another height in every frame.
+    """
     folder.mkdir(exist_ok=True)
-    return replace(track, frames=[_whole_frame(track, frame, folder / f"{k}.png") for k, frame in enumerate(track.frames)])
-
-
-def _whole_frame(track: Track, frame: Frame, file: Path) -> Frame:
-    side = max(frame.width, frame.height)
-    corner = ((frame.width - side) / 2, (frame.height - side) / 2)
-    x0, y0, size = frame.crop
-    matte = np.asarray(Image.open(track.resolve(frame.matte)).convert("L"))
-    # The inverse crop: the whole square, in pixels of the matte; what lies outside of the matte is background.
-    scale = matte.shape[0] / size
-    inverse = ((corner[0] - x0) * scale, (corner[1] - y0) * scale, side * scale)
-    Image.fromarray(crop_square(matte, inverse, side, fill=0)).save(file)
-    return replace(frame, crop=(*corner, float(side)), matte=str(file.resolve()))
+    networks: list = []
+    frames = []
+    for k, frame in enumerate(track.frames):
+        side = max(frame.width, frame.height)
+        crop = ((frame.width - side) / 2, (frame.height - side) / 2, float(side))
+        file = folder / f"{k}.png"
+        if not file.is_file():
+            networks = networks or [FaceTracker(), HeadMatte()]
+            pixels = load_image(track.resolve(frame.image)).pixels
+            matte = networks[1](pixels, networks[0](pixels), crop, min(side, 512))
+            Image.fromarray(np.round(matte.alpha * 255).astype(np.uint8)).save(file)
+        frames.append(replace(frame, crop=crop, matte=str(file.resolve())))
+    return replace(track, frames=frames)
 
 
 def make_rows(clip: Clip, folder: Path, prior_name: str, quick: bool) -> dict[str, Callable[[], Subject]]:
