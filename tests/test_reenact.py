@@ -220,3 +220,15 @@ def test_bad_input_gets_one_line(avtool, clip: Path, avatar: Avatar) -> None:
         assert done.returncode == 1 and words in done.stderr, done.stderr
         assert name in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
         assert not (clip / f"{name}.out.mp4").exists()
+
+
+def test_a_real_video_is_tracked_and_driven_with_both_rates_in_the_report(avatar: Avatar, carphone: Path, tmp_path: Path) -> None:
+    driver = load_driver([str(carphone)], avatar.head, max_frames=12)
+    report = reenact(avatar, driver, tmp_path / "out.mp4", ReenactOptions(size=64))
+    assert report.frames == 12 and report.transfer == "relative", "another person, enough frames to know the neutral"
+    assert report.frames_per_second_with_tracking is not None
+    whole = report.frames / (report.render_seconds + report.tracking_seconds)
+    assert report.frames_per_second_with_tracking == pytest.approx(whole)
+    frames = np.stack(list(read_video(tmp_path / "out.mp4"))).astype(float)
+    coverage = (frames.min(-1) < 235).mean((1, 2))
+    assert ((coverage > 0.15) & (coverage < 0.9)).all(), "the head is in the picture, at a portrait's size"
