@@ -39,7 +39,8 @@ class FitOptions:
     """Standard deviation of the log focal length around its prior."""
     fix_identity: bool = False
     fix_focal: bool = False
-    fix_rotation: bool = False
+    rotation_sigma: float | None = None
+    """How far, in radians, a frame's rotation may go from where it starts; None is free, 0 holds it."""
     tolerance: float = 1e-4
 
 
@@ -184,11 +185,13 @@ class _Solver:
         self.size_slope = np.einsum("li,lik->k", centered, model.identity_basis) / (centered**2).sum()
         self.eye_rows = [np.flatnonzero(w > 0.5) for w in model.eye_weights]
         self.identity_mean = np.zeros(model.identity_basis.shape[-1])
+        self.start_rotations: np.ndarray | None = None
         self.previous: np.ndarray | None = None
         self.previous_weight = 0.0
 
     def run(self, state: Fit) -> Fit:
         damping, step = 1e-2, 0
+        self.start_rotations = state.rotations
         cost = self.cost(state)
         for step in range(1, self.options.iterations + 1):
             matrix, gradient = self.normal_equations(state)
@@ -330,6 +333,9 @@ class _Solver:
         weight[self.num_identity : self.num_global] = options.focal_sigma**-2
         offset[self.num_identity : self.num_global] = np.log(state.focals / self.focal_priors)
         blocks, offsets = weight[self.num_global :].reshape(n, -1), offset[self.num_global :].reshape(n, -1)
+        if options.rotation_sigma:
+            blocks[:, 0:3] = options.rotation_sigma**-2
+            offsets[:, 0:3] = so3.log(state.rotations @ np.swapaxes(self.start_rotations, -1, -2))
         blocks[:, 6:10], offsets[:, 6:10] = GAZE_SIGMA**-2, state.gaze.reshape(n, 4)
         blocks[:, 10], offsets[:, 10] = JAW_SIGMA**-2, state.jaw
         inverse = options.expression_weight * self.model.expression_sigma**-2
@@ -382,7 +388,7 @@ class _Solver:
         own_gradient = gradient[self.num_global :].reshape(n, -1)[:, self.POSE :]
         pushed_out = ((state.expression <= low) & (own_gradient > 0)) | ((state.expression >= high) & (own_gradient < 0))
         own_free[:, self.POSE :] = ~pushed_out
-        if self.options.fix_rotation:
+        if self.options.rotation_sigma == 0.0:
             own_free[:, 0:3] = False
         if not self.model.uses_jaw:
             own_free[:, 10] = False

@@ -15,33 +15,39 @@ from . import so3
 from .landmark_fit import Fit
 from .landmark_model import LandmarkModel
 
-POSE_SECONDS = 0.28
-EXPRESSION_SECONDS = 0.2
-DEPTH_SECONDS = 0.08
+ROTATION_SECONDS = 0.2
+DEPTH_SECONDS = 0.04
+EXPRESSION_SECONDS = 0.02
 BUST_SECONDS = 0.16
 
 
-def smooth_fit(fit: Fit, model: LandmarkModel, expression_names: list[str], runs: list[slice], fps: float) -> Fit:
-    """Smooths pose, gaze and expression of T frames; blinks are left as they are, for they last two or three frames.
+def smooth_pose(rotations: np.ndarray, runs: list[slice], fps: float) -> np.ndarray:
+    """Rotations (T, 3, 3) of the first stage, smoothed before the second stage lays the mesh onto the picture.
 
     Args:
         runs: contiguous frames.
         fps: tracked frames per second.
     """
-    rotations, translations = fit.rotations.copy(), fit.translations.copy()
-    expression, gaze, jaw = fit.expression.copy(), fit.gaze.copy(), fit.jaw.copy()
-    lively = np.array([expression_names[i].startswith(("eyeBlink", "jawOpen")) if expression_names else False
-                       for i in model.expression_idx])  # fmt: skip
-    low, high = model.expression_bounds
+    smooth = rotations.copy()
     for run in runs:
-        rotations[run] = smooth_rotations(fit.rotations[run], lambda x: polynomial(x, POSE_SECONDS, fps))
-        translations[run] = _smooth_translations(fit.translations[run], fps)
-        expression[run] = np.where(lively, fit.expression[run], polynomial(fit.expression[run], EXPRESSION_SECONDS, fps))
-        gaze[run] = _median3(fit.gaze[run])
-        jaw[run] = fit.jaw[run]
-    return replace(
-        fit, rotations=rotations, translations=translations, expression=np.clip(expression, low, high), gaze=gaze, jaw=jaw
-    )
+        smooth[run] = smooth_rotations(rotations[run], lambda x: polynomial(x, ROTATION_SECONDS, fps))
+    return smooth
+
+
+def smooth_rest(fit: Fit, model: LandmarkModel, expression_names: list[str], runs: list[slice], fps: float) -> Fit:
+    """Smooths depth, expression and gaze of T frames after the second stage.
+
+    The place in the image is left alone, for it is what landmarks measure best; so are blinks, which last two or three
+    frames, and the jaw.
+    """
+    translations, expression, gaze = fit.translations.copy(), fit.expression.copy(), fit.gaze.copy()
+    lively = [bool(expression_names) and expression_names[i].startswith(("eyeBlink", "jawOpen")) for i in model.expression_idx]
+    for run in runs:
+        depth = np.exp(gaussian(np.log(translations[run, 2:]), DEPTH_SECONDS, fps))
+        translations[run] *= depth / translations[run, 2:]
+        expression[run] = np.where(lively, expression[run], gaussian(expression[run], EXPRESSION_SECONDS, fps))
+        gaze[run] = _median3(gaze[run])
+    return replace(fit, translations=translations, expression=expression, gaze=gaze)
 
 
 def polynomial(values: np.ndarray, seconds: float, fps: float) -> np.ndarray:
@@ -62,14 +68,6 @@ def smooth_rotations(rotations: np.ndarray, smooth) -> np.ndarray:
 def gaussian(values: np.ndarray, seconds: float, fps: float) -> np.ndarray:
     """Gaussian of so many seconds (sigma) along axis 0."""
     return gaussian_filter1d(values, seconds * fps, axis=0, mode="nearest")
-
-
-def _smooth_translations(translations: np.ndarray, fps: float) -> np.ndarray:
-    """Depth is the least certain coordinate: it is smoothed more, along the line of sight."""
-    direction = translations[:, :2] / translations[:, 2:]
-    depth = np.exp(gaussian(np.log(translations[:, 2]), DEPTH_SECONDS, fps))
-    direction = polynomial(direction, POSE_SECONDS, fps)
-    return np.concatenate([direction * depth[:, None], depth[:, None]], 1)
 
 
 def _median3(values: np.ndarray) -> np.ndarray:

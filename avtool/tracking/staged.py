@@ -22,7 +22,11 @@ FOCAL_PRIOR = 1.2
 """Focal length over the longer side of the image: what phones and webcams have, roughly."""
 KNOWN_FOCAL_SIGMA = 0.02
 FREE_FOCAL_SIGMA = 0.15
-IDENTITY_HOLD = 3.0
+ROTATION_HOLD = np.radians(0.4)
+"""How firmly the second stage holds the rotation of the first; tight, because it counts every landmark as independent."""
+LAY_WEIGHT = 0.3
+"""Weight of the expression's prior in the second stage."""
+IDENTITY_HOLD = 1.0
 """Weight of the first stage's identity in the second one, in units of the prior."""
 
 
@@ -79,7 +83,7 @@ class LandmarkFitter:
         start = initial_fit(self.model, observations, focals, identity)
         first = fit_landmarks(self.model, self.correlated, observations, focals, options, start)
         options = replace(
-            options, identity_weight=IDENTITY_HOLD, expression_weight=0.5, focal_sigma=0.05, fix_rotation=True, iterations=20
+            options, identity_weight=IDENTITY_HOLD, expression_weight=LAY_WEIGHT, focal_sigma=0.05, rotation_sigma=ROTATION_HOLD, iterations=20
         )
         return fit_landmarks(
             self.model, self.independent, observations, first.focals, options, first, identity_mean=first.identity
@@ -99,13 +103,33 @@ class LandmarkFitter:
             start: fit of the frame before; its expression is where this one starts.
             weight: how much to hold on to that expression, in units of the expression's prior.
         """
+        first = self.pose_frame(observation, identity, focals, start, weight)
+        return self.lay_frame(observation, first, weight)
+
+    def pose_frame(
+        self,
+        observation: Observation,
+        identity: np.ndarray,
+        focals: np.ndarray,
+        start: Fit | None = None,
+        weight: float = 0.0,
+    ) -> Fit:
+        """The first stage of `fit_frame`."""
         if start is None:
             start = initial_fit(self.model, [observation], focals, identity)
         options = FitOptions(iterations=10, fix_identity=True, fix_focal=True, tolerance=1e-3)
-        previous = start.expression
-        first = fit_landmarks(self.model, self.correlated, [observation], focals, options, start, previous, weight)
-        options = replace(options, iterations=4, expression_weight=0.5, fix_rotation=True)
-        return fit_landmarks(self.model, self.independent, [observation], focals, options, first, previous, weight)
+        return fit_landmarks(
+            self.model, self.correlated, [observation], focals, options, start, start.expression, weight
+        )
+
+    def lay_frame(self, observation: Observation, first: Fit, weight: float = 0.0, hold: float = ROTATION_HOLD) -> Fit:
+        """The second stage of `fit_frame`, near the rotation of ``first``."""
+        options = FitOptions(
+            iterations=8, fix_identity=True, fix_focal=True, tolerance=1e-3, expression_weight=LAY_WEIGHT, rotation_sigma=hold
+        )
+        return fit_landmarks(
+            self.model, self.independent, [observation], first.focals, options, first, first.expression, weight
+        )
 
 
 def concatenate(fits: list[Fit]) -> Fit:

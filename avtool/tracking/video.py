@@ -21,12 +21,12 @@ from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .photos import bust_view, describe, known_person
 from .result import TrackResult, make_frame
-from .smoothing import BUST_SECONDS, gaussian, smooth_fit, smooth_rotations
+from .smoothing import BUST_SECONDS, gaussian, smooth_pose, smooth_rest, smooth_rotations
 from .staged import Camera, LandmarkFitter, concatenate, group_cameras
 
 logger = logging.getLogger("avtool")
 
-KEY_FRAMES = 10
+KEY_FRAMES = 12
 MATTE_SIDE = 256
 HOLD = 0.3
 """How much a frame holds on to the expression of the one before, in units of the expression's prior."""
@@ -164,14 +164,22 @@ def _opening(observations: Sequence[Observation]) -> np.ndarray:
 def _fit_all(
     fitter: LandmarkFitter, observations: list[Observation], person: Fit, clip: Clip, head: HeadModel, say: Progress
 ) -> Fit:
-    """Every frame with the person's identity and focal, each starting from the one before; then smoothed."""
+    """Every frame with the person's identity and focal: pose from one frame to the next, smoothed, then laid onto the
+    picture by itself, so that smoothing costs no accuracy there."""
     fits: list[Fit] = []
     for k, observation in enumerate(observations):
         follows = k > 0 and clip.indices[k] - clip.indices[k - 1] <= MAX_GAP * _step(clip)
         start = fits[-1] if follows else None
-        fits.append(fitter.fit_frame(observation, person.identity, person.focals, start, HOLD if follows else 0.0))
-        say(k + 1, len(observations), "fitting the head")
-    fit = smooth_fit(concatenate(fits), fitter.model, list(head.expression_names), runs_of(clip), clip.fps / _step(clip))
+        fits.append(fitter.pose_frame(observation, person.identity, person.focals, start, HOLD if follows else 0.0))
+        say(k + 1, 2 * len(observations), "fitting the head")
+    rate, runs = clip.fps / _step(clip), runs_of(clip)
+    posed = concatenate(fits)
+    posed = replace(posed, rotations=smooth_pose(posed.rotations, runs, rate))
+    laid = []
+    for k, observation in enumerate(observations):
+        laid.append(fitter.lay_frame(observation, posed.frame(k)))
+        say(len(observations) + k + 1, 2 * len(observations), "fitting the head")
+    fit = smooth_rest(concatenate(laid), fitter.model, list(head.expression_names), runs, rate)
     return replace(fit, errors=landmark_errors(fitter.model, fitter.independent, observations, fit))
 
 
