@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -76,6 +77,20 @@ def _explain(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {error} (this is a bug: rerun with --verbose and report the output)"
 
 
+class _StandardError(logging.Handler):
+    """The library's log lines on whatever standard error is at that moment: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno != logging.INFO else ""
+        _say(f"avtool: {level}{record.getMessage()}")
+
+
+def _start_logging(verbose: bool) -> None:
+    logger = logging.getLogger("avtool")
+    logger.handlers[:] = [_StandardError()]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
 def _terminate(signum: int, frame: object) -> None:
     raise SystemExit(128 + signum)
 
@@ -87,6 +102,8 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     signal.signal(signal.SIGTERM, _terminate)
     args = sys.argv[1:] if args is None else args
+    verbose = "--verbose" in args or "-v" in args
+    _start_logging(verbose)
     try:
         build_app()(args, prog_name="avtool")
     except SystemExit as stop:
@@ -101,7 +118,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # the border: every other error becomes one line and exit code 1
-        if "--verbose" in args or "-v" in args:
+        if verbose:
             traceback.print_exc()
         _say(f"avtool: error: {_explain(error)}")
         sys.exit(1)

@@ -136,14 +136,14 @@ def test_an_unwritable_output_directory_is_refused_before_any_work(world: Path, 
 
 def test_a_photo_without_a_face_is_an_error_when_it_is_the_only_one(world: Path, call) -> None:
     noise_picture(Path("photos/astronaut.png"))
-    assert_refused(world, files(world), call(*CALLS["track"]), "no face")
+    assert_refused(world, files(world), call(*CALLS["track"]), "astronaut.png: expected a face")
 
 
 def test_a_photo_without_a_face_is_skipped_when_others_remain(world: Path, call) -> None:
     noise_picture(Path("photos/zwei ä.png"))
     code, _, err = call(*CALLS["track"])
     assert code == 0, err
-    assert any("zwei ä.png" in line and "no face" in line for line in err.splitlines()), err
+    assert any("zwei ä.png: expected a face" in line and "skipped" in line for line in err.splitlines()), err
     assert [Path(f["image"]).name for f in json.loads(Path("out.json").read_text())["frames"]] == ["astronaut.png"]
 
 
@@ -154,10 +154,10 @@ def noise_picture(path: Path) -> None:
 
 def test_of_several_faces_the_largest_is_taken_with_a_warning(world: Path, call) -> None:
     with Image.open("photos/astronaut.png") as image:
-        small = image.resize((300, 300))
-        both = Image.new("RGB", (820, 512))
+        small = image.resize((400, 400))
+        both = Image.new("RGB", (920, 512))
         both.paste(image, (0, 0))
-        both.paste(small, (515, 100))
+        both.paste(small, (515, 50))
     both.save("photos/astronaut.png")
     code, _, err = call(*CALLS["track"])
     assert code == 0, err
@@ -188,8 +188,13 @@ def test_a_directory_without_images(world: Path, call) -> None:
 
 
 def test_input_that_does_not_exist(world: Path, call) -> None:
-    for args in (("track", "nothing.png"), ("invert", "nothing.json"), ("reenact", "avatar.safetensors", "nothing.mp4"), ("eval", "nothing.safetensors", "track.json")):
-        assert_refused(world, files(world), call(*args, "-o", "out.x"), "nothing")
+    for args, output in (
+        (("track", "nothing.png"), "out.json"),
+        (("invert", "nothing.json"), "out.safetensors"),
+        (("reenact", "avatar.safetensors", "nothing.mp4"), "out.mp4"),
+        (("eval", "nothing.safetensors", "track.json"), "out.json"),
+    ):
+        assert_refused(world, files(world), call(*args, "-o", output), "nothing")
 
 
 def test_a_20_pixel_face(world: Path, call) -> None:
