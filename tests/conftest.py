@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+# As the program does, and before torch is imported: or its idle threads spin while the rasterizer's work.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import pytest
 import torch

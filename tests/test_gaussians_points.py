@@ -192,13 +192,11 @@ def test_init_points_goes_on_without_the_picture(avtool: Callable, painted_track
     assert torch.allclose(points.colors, torch.full_like(points.colors, 0.5), atol=1e-6) and points.uv_size == 32
 
 
-def test_the_container_broadcasts_indexes_and_selects() -> None:
+def test_the_container_broadcasts_and_indexes() -> None:
     gaussians = Gaussians(
         torch.zeros(2, 5, 3), torch.ones(5, 4), torch.ones(5, 3), torch.ones(1, 5), torch.rand(2, 5, 7)
     )
     assert gaussians.batch_shape == (2,) and gaussians.num_points == 5 and gaussians.num_channels == 7
     assert gaussians[1].batch_shape == () and torch.equal(gaussians[1].colors, gaussians.colors[1])
-    chosen = gaussians.select(torch.tensor([0, 3]))
-    assert chosen.num_points == 2 and torch.equal(chosen.colors, gaussians.colors[:, [0, 3]])
     assert gaussians.with_colors(torch.zeros(5, 3)).num_channels == 3
     assert gaussians.detach().to(torch.float64).means.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""The set of 3D Gaussians that every room passes around, and the activations of the 3DGS file format.
+"""The set of 3D Gaussians that every room passes around.
 
 Shape legend: ... batch, N Gaussians, C channels (rgb first, then latent channels).
 """
@@ -104,33 +104,3 @@ class Gaussians:
             return tensor[0] if isinstance(index, int) else tensor
 
         return Gaussians(**{name: pick(name, dims) for name, dims in _TRAILING_DIMS.items()})
-
-    def select(self, points: Tensor) -> Gaussians:
-        """Keep the Gaussians picked by an index or mask ``points`` (M,) along N."""
-        return Gaussians(
-            means=self.means[..., points, :],
-            quats=self.quats[..., points, :],
-            scales=self.scales[..., points, :],
-            opacities=self.opacities[..., points],
-            colors=self.colors[..., points, :],
-        )
-
-
-def logit_opacities(opacities: Tensor, eps: float = 1e-6) -> Tensor:
-    """Inverse of the sigmoid, kept finite at 0 and 1 (3DGS stores logits)."""
-    return torch.logit(opacities, eps=eps)
-
-
-def log_scales(scales: Tensor, smallest: float = 1e-10) -> Tensor:
-    """Natural logarithm, kept finite at zero scale (3DGS stores log scales in metres)."""
-    return scales.clamp_min(smallest).log()
-
-
-def rgb_to_sh0(rgb: Tensor) -> Tensor:
-    """RGB in [0, 1] -> degree-0 coefficient f_dc."""
-    return (rgb - 0.5) / SH_C0
-
-
-def sh0_to_rgb(f_dc: Tensor) -> Tensor:
-    """Degree-0 coefficient f_dc -> RGB."""
-    return 0.5 + SH_C0 * f_dc

@@ -15,6 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
+# As the program does: or torch's idle threads spin while the rasterizer's work.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import torch
 from torch import Tensor
 from torch.nn import functional
