@@ -55,13 +55,16 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
         "bad = {'torch', 'numpy', 'numba', 'scipy', 'PIL'} & set(sys.modules)\nassert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    times = []
+    ratios = []
     for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "avtool", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    # The best of five: the others measure who else uses the machine.
-    assert min(times) < 0.3, f"avtool --help took {statistics.median(times):.2f} s"
+        seconds = []
+        for command in (["-m", "avtool", "--help"], ["-c", "import typer, typer.main, rich.console"]):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    # Against the bare import of typer, about 0.12 s on a quiet machine: seconds alone measure who else uses it.
+    assert min(ratios) < 2.5, f"avtool --help took {statistics.median(ratios):.1f} times the import of typer"
 
 
 def test_version_goes_to_stdout(avtool) -> None:

@@ -15,7 +15,7 @@ from ..capture.images import LoadedImage, load_image
 from ..errors import AvtoolError
 from ..head import HeadModel
 from .bust import MIN_CORRELATION, BustPose, BustSolver, BustView, align, assumed_pose, make_reference, with_shared_neck
-from .landmark_fit import Fit, Observation
+from .fit_state import Fit, Observation
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .result import TrackResult, make_frame

@@ -16,7 +16,7 @@ from ..artifacts.track import Frame, Track, data_directory
 from ..capture.video import VideoWriter
 from . import so3
 from .bust import BustPose, BustSolver
-from .landmark_fit import Fit
+from .fit_state import Fit
 from .landmark_model import LandmarkModel
 from .observe import Observed
 

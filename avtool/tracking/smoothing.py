@@ -5,6 +5,7 @@ Shapes: T frames. Gaps (frames without a face) split a clip into runs that are s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import savgol_filter
 
 from . import so3
-from .landmark_fit import Fit
+from .fit_state import Fit
 from .landmark_model import LandmarkModel
 
 ROTATION_SECONDS = 0.2
@@ -59,7 +60,7 @@ def polynomial(values: np.ndarray, seconds: float, fps: float) -> np.ndarray:
     return savgol_filter(values, window, 2, axis=0, mode="interp")
 
 
-def smooth_rotations(rotations: np.ndarray, smooth) -> np.ndarray:
+def smooth_rotations(rotations: np.ndarray, smooth: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Rotations (T, 3, 3) smoothed in the tangent space at the middle frame by ``smooth`` on (T, 3)."""
     middle = rotations[len(rotations) // 2]
     return so3.exp(smooth(so3.log(rotations @ middle.T))) @ middle

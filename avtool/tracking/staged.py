@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..head import HeadModel
-from .landmark_fit import Fit, FitOptions, Observation, fit_landmarks, initial_fit
+from .fit_state import Fit, FitOptions, Observation
+from .landmark_fit import fit_landmarks, initial_fit
 from .landmark_model import LandmarkModel, build_landmark_model
 from .noise import LandmarkNoise, load_noise
 

@@ -16,7 +16,8 @@ from ..errors import AvtoolError
 from ..head import HeadModel
 from . import so3
 from .bust import MIN_CORRELATION, NECK_SHARE, BustPose, BustSolver, align, make_reference, with_shared_neck
-from .landmark_fit import Fit, Observation, initial_fit, interocular, landmark_errors
+from .fit_state import Fit, Observation
+from .landmark_fit import initial_fit, interocular, landmark_errors
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .photos import bust_view, describe, known_person
