@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed while working, 2 wrong usage, 130 interrupted, 143 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 import signal
@@ -51,11 +50,9 @@ def build_app() -> typer.Typer:
     )
     app.callback(help=HELP)(_root)
     for name in COMMANDS:
-        module_name = f"avtool.commands.{name.replace('-', '_')}"
-        if importlib.util.find_spec(module_name) is None:
-            continue
-        module = importlib.import_module(module_name)
-        app.command(name, no_args_is_help=False)(getattr(module, f"{name.replace('-', '_')}_command"))
+        stem = name.replace("-", "_")
+        module = importlib.import_module(f"avtool.commands.{stem}")
+        app.command(name)(getattr(module, f"{stem}_command"))
     return app
 
 

@@ -222,7 +222,7 @@ def flame(tmp_path_factory: pytest.TempPathFactory):
         posedirs=rng.normal(size=(count, 3, 36)) * 1e-3, J_regressor=_rows(rng, count), weights=weights,
         kintree_table=np.array([[2**32 - 1, 0, 1, 1, 1], [0, 1, 2, 3, 4]]), f=ConvexHull(sphere).simplices,
     )  # fmt: skip
-    return load_head_model("flame", path), dict(np.load(path))
+    return load_head_model("flame", path), {**np.load(path), "path": path}
 
 
 def _rows(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -303,6 +303,24 @@ def test_a_vhap_data_set_projects_to_the_same_pixels(flame, vhap) -> None:
         np.testing.assert_allclose(uv[i, :, 1].numpy(), frame["h"] - y_from_bottom, atol=0.02)
         np.testing.assert_allclose(depth[i].numpy(), -camera[:, 2], atol=1e-5)
     assert track.frames[0].matte == "fg_masks/00000_00.png" and track.frames[0].crop == (-126.0, 0.0, 802.0)
+
+
+def test_the_track_command_imports_a_vhap_data_set(flame, vhap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from avtool.__main__ import main
+    from avtool.artifacts.track import Track
+
+    head, raw = flame
+    directory, *_ = vhap
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "track.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["track", str(directory), "-o", str(output), "--head-model", "flame", "--head-model-path", str(raw["path"])])
+    assert not stop.value.code
+    imported = Track.load(output)
+    assert imported.head_model == head.model_id and len(imported.frames) == 2
+    torch.testing.assert_close(imported.viewmats(), Track.load(directory, head).viewmats(), atol=1e-6, rtol=0)
+    assert imported.resolve(imported.frames[0].image) == output.parent / ".." / "images" / "00000_00.png"
 
 
 def test_nerfstudio_and_nersemble_names_are_known(flame, vhap) -> None:

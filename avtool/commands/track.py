@@ -13,7 +13,7 @@ from . import console, options
 
 def track_command(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="A directory of photos, photos, or one video.")
+        list[str], typer.Argument(metavar="INPUT...", help="A directory of photos, photos, one video, or a transforms.json.")
     ],
     output: options.OutputOption = Path("track.json"),
     overlay: Annotated[
@@ -49,11 +49,13 @@ def track_command(
     refuse_existing(output, force)
     if overlay is not None:
         refuse_existing(overlay, force)
-    paths, video = _sources(inputs)
+    data_set = _data_set(inputs)
+    paths, video = ([], None) if data_set else _sources(inputs)
     if overlay is not None and video is None and overlay.suffix.lower() == ".mp4":
         raise AvtoolError(f"{overlay}: photos make a picture, not a video", "name a .png file")
     pixels, millimetres = _parse_focal(focal)
 
+    from ..artifacts.track import Track
     from ..tracking import TrackingOptions, save_track, track_photos, track_video
 
     where = options.resolve_device(device)
@@ -63,7 +65,9 @@ def track_command(
         seed=seed, device=str(where),
     )
     with console.progress("tracking", quiet) as step:
-        if video is not None:
+        if data_set is not None:
+            track = Track.load(data_set, head)
+        elif video is not None:
             track = track_video(video, head, options=chosen, progress=step)
         else:
             track = track_photos(paths, head, options=chosen, progress=step)
@@ -73,9 +77,18 @@ def track_command(
 
         with console.progress("drawing", quiet):
             write_overlay(track, head, overlay, force)
-    error = 100.0 * track.metadata["landmark_error"]
-    data = {"output": str(output), "frames": len(track.frames), "landmark_error_percent": error}
-    console.report({**data, "focal_px": track.metadata["focal_px"]}, as_json, quiet)
+    data = {"output": str(output), "frames": len(track.frames)}
+    if data_set is None:
+        error = 100.0 * track.metadata["landmark_error"]
+        data |= {"landmark_error_percent": error, "focal_px": track.metadata["focal_px"]}
+    console.report(data, as_json, quiet)
+
+
+def _data_set(inputs: list[str]) -> Path | None:
+    """The transforms.json that another tracker wrote, when that is the only input."""
+    path = Path(inputs[0])
+    path = path / "transforms.json" if path.is_dir() else path
+    return path if len(inputs) == 1 and path.name == "transforms.json" and path.is_file() else None
 
 
 def _sources(inputs: list[str]) -> tuple[list[Path], Path | None]:
