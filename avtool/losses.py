@@ -59,7 +59,9 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     if min(a.shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape)}")
     x, y = a.movedim(-1, -3), b.movedim(-1, -3)
-    mean_x, mean_y, xx, yy, xy = _blur(torch.stack((x, y, x * x, y * y, x * y)))
+    # Apart, because the second image is nearly always a constant target: no gradient is carried for it then.
+    mean_x, xx, xy = _blur(torch.stack((x, x * x, x * y)))
+    mean_y, yy = _blur(torch.stack((y, y * y)))
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)

@@ -26,7 +26,7 @@ from avtool.losses import arap
 from avtool.prior.avatar import Avatar
 from avtool.prior.gapnet import Geometry
 from avtool.prior.objective import LossWeights, reconstruction, regularization
-from avtool.prior.photos import PhotoLight, lit_images, load_photos
+from avtool.prior.photos import PhotoLight, hide, lit_images, load_photos
 from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
@@ -46,6 +46,7 @@ class FinetuneOptions:
     reference_weight: float = 0.01  # lambda_ref, of the sum over the views; 0 switches view regularization off
     reference_views: int = 16
     reference_size: int = 128  # they hold colors and outlines in place, which 128 pixels show
+    reference_every: int = 2  # steps per reference view, with as many times the weight: half the cost, the same pull
     weights: LossWeights = LossWeights()
     seed: int = 0
 
@@ -115,14 +116,14 @@ class Finetuning:
             self.order = torch.randperm(len(self.photos), generator=self.generator).tolist()
         return self.order.pop()
 
-    def posed(self, photo: int) -> tuple[Gaussians, Geometry]:
-        """Gaussians of a photo's pose and, with references, of the neutral face: (1 or 2, N); local geometry."""
+    def posed(self, photo: int, guarded: bool) -> tuple[Gaussians, Geometry]:
+        """Gaussians of a photo's pose and, when a reference view is due, of the neutral face: (1 or 2, N); local geometry."""
         index = slice(photo, photo + 1)
         motion = {name: value[index] for name, value in self.motion.items()}
         params = HeadParams(identity=self.identity, offsets=self.offsets, **motion)
         head, faces = self.head, self.head.faces
         posed, expressed, neutral = (head(p).vertices for p in (params, params.unposed(), params.neutral()))
-        if self.references is not None:
+        if guarded:
             posed, expressed = torch.cat((posed, neutral)), torch.cat((expressed, neutral))
         geometry = self.gapnet.geometry(self.code)
         static = self.gapnet.appearance_static(self.code, geometry.raw)
@@ -133,15 +134,16 @@ class Finetuning:
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """One photo, one random reference view (times their number), and the regularizers."""
         photo = self.next_photo()
-        gaussians, geometry = self.posed(photo)
+        guarded = self.references is not None and step % self.options.reference_every == 0
+        gaussians, geometry = self.posed(photo, guarded)
         weights = self.options.weights
         parts = self.photo_loss(gaussians[:1], photo)
         parts |= regularization(geometry, self.binding.spacing, weights)
         parts["arap"] = weights.arap * arap(self.offsets, self.head.template, self.edges)
-        if self.references is not None:
+        if guarded:
             view = int(torch.randint(len(self.references[2]), (1,), generator=self.generator))
-            count = len(self.references[2])
-            parts["reference"] = self.options.reference_weight * count * self.reference_loss(gaussians[1:], view)
+            weight = self.options.reference_weight * len(self.references[2]) * self.options.reference_every
+            parts["reference"] = weight * self.reference_loss(gaussians[1:], view)
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
     def photo_loss(self, gaussians: Gaussians, photo: int) -> dict[str, Tensor]:
@@ -151,15 +153,15 @@ class Finetuning:
         colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
         which = torch.tensor([photo], device=colors.device)
         refined, plain = lit_images(colors, alphas, self.refiner, self.light, which)
-        target = photos.targets[index]
+        target, hole = photos.targets[index], photos.outside[index]
+        coverage = ((alphas - photos.mattes[index]).abs() * ~hole).mean()
         if self.options.exclude_mouth:
-            # Painting the target over both: no gradient, and no edge for the SSIM window to see.
-            hole = photos.mouths[index] > 0
-            refined, plain = torch.where(hole, target, refined), torch.where(hole, target, plain)
+            hole = hole | (photos.mouths[index] > 0)
+        refined, plain = hide(hole, target, (refined, plain))
         parts = {"photo": reconstruction(refined, target, weights)[0]}
         if self.refiner is not None:
             parts["plain"] = reconstruction(plain, target, weights)[0]
-        parts["alpha"] = weights.alpha * (alphas - photos.mattes[index]).abs().mean()
+        parts["alpha"] = weights.alpha * coverage
         return parts
 
     def reference_loss(self, gaussians: Gaussians, view: int) -> Tensor:

@@ -41,13 +41,17 @@ class GapNetConfig:
     latent_channels: int = 29  # 3 + 29 = 32 is one pass of gsplat; the paper's 34 would take two
     num_parts: int = 11
     dynamics: bool = True  # False drops the signal e: the ablation "without dynamics"
+    # f and z enter the MLPs multiplied by these. Adam moves every number by about its rate, so a gain decides how fast a
+    # point or a person can change at the paper's single rate of 1e-3, in training and above all in fine-tuning.
+    feature_gain: float = 1.0
+    code_gain: float = 1.0
 
     @property
     def appearance_channels(self) -> int:
         """rgb and latent channels together."""
         return 3 + self.latent_channels
 
-    def to_dict(self) -> dict[str, int | bool]:
+    def to_dict(self) -> dict[str, int | float | bool]:
         """For the metadata of an artifact."""
         return asdict(self)
 
@@ -135,7 +139,7 @@ class GapNet(nn.Module):
         if positions is not None:
             encoded = fourier_features(positions, f)
             features[:, : encoded.shape[1]] = encoded
-        self.features = nn.Parameter(features)
+        self.features = nn.Parameter(features / config.feature_gain)
         self.geometry_mlp = PartMlp((f, z), config.hidden, GEOMETRY_CHANNELS, config.layers, config.num_parts)
         self.appearance_mlp = PartMlp(
             (f, z, 3, GEOMETRY_CHANNELS), config.hidden, config.appearance_channels, config.layers, config.num_parts
@@ -143,10 +147,15 @@ class GapNet(nn.Module):
         self.register_buffer("base_scales", base_scales.clone())
         self.register_buffer("skin", torch.tensor(SKIN_LOGIT), persistent=False)
 
+    def _shared_inputs(self, mlp: PartMlp, code: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Shares of f and of codes (I, P, C2) in a first layer: a (n, 1, hidden) a part, and (P, I, hidden)."""
+        features = self.config.feature_gain * self.features[:, None]
+        return mlp.first_points(0, features, self.part_sizes), mlp.first_code(1, self.config.code_gain * code)
+
     def geometry(self, code: Tensor) -> Geometry:
         """M1: codes (I, P, C2) -> local Gaussians of I identities."""
         mlp = self.geometry_mlp
-        points, shared = mlp.first_points(0, self.features[:, None], self.part_sizes), mlp.first_code(1, code)
+        points, shared = self._shared_inputs(mlp, code)
         raw = mlp.rest([block + row for block, row in zip(points, shared)])
         position, rotation, scale, opacity = raw.transpose(0, 1).split((3, 4, 3, 1), dim=-1)
         identity_quat = rotation.new_tensor((1.0, 0.0, 0.0, 0.0))
@@ -162,7 +171,7 @@ class GapNet(nn.Module):
     def appearance_static(self, code: Tensor, raw: Tensor) -> list[Tensor]:
         """What no expression changes in M2's first layer: codes (I, P, C2), raw (N, I, 11) -> a (n, I, hidden) a part."""
         mlp = self.appearance_mlp
-        points, shared = mlp.first_points(0, self.features[:, None], self.part_sizes), mlp.first_code(1, code)
+        points, shared = self._shared_inputs(mlp, code)
         return [a + row + b for a, row, b in zip(points, shared, mlp.first_points(3, raw, self.part_sizes))]
 
     def appearance(self, static: Sequence[Tensor], signal: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from avtool.fit import Stage, run_stage
 from avtool.gaussians.rig import PointFrames, point_frames
 from avtool.prior.avatar import Avatar
 from avtool.prior.objective import LossWeights, reconstruction
-from avtool.prior.photos import PhotoLight, PhotoSet, lit_images, load_photos
+from avtool.prior.photos import PhotoLight, PhotoSet, hide, lit_images, load_photos
 from avtool.prior.prior import Prior
 from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
 
@@ -72,11 +72,12 @@ class Inversion:
         size = photos.size
         colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
         refined, plain = lit_images(colors, alphas, prior.refiner, self.light, index)
-        target = photos.targets[index]
+        target, outside = photos.targets[index], photos.outside[index]
+        refined, plain = hide(outside, target, (refined, plain))
         loss = reconstruction(refined, target, weights)[0]
         if prior.refiner is not None:
             loss = loss + reconstruction(plain, target, weights)[0]
-        return loss + weights.alpha * (alphas - photos.mattes[index]).abs().mean()
+        return loss + weights.alpha * ((alphas - photos.mattes[index]).abs() * ~outside).mean()
 
     def draw(self) -> Tensor:
         """Photos of a step: all, or a random few of many."""

@@ -23,7 +23,11 @@ MAX_PHOTOS = 24
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """Photos on white: targets (B, S, S, 3), mattes (B, S, S, 1), cameras, tracked parameters, mouths (B, S, S, 1)."""
+    """Photos on white: targets (B, S, S, 3), mattes (B, S, S, 1), cameras, tracked parameters.
+
+    mouths (B, S, S, 1) is 1 around the mouth; outside (B, S, S, 1) bool where a crop reaches beyond its photo, and
+    nothing is known of the person (shoulders go on there).
+    """
 
     targets: Tensor
     mattes: Tensor
@@ -31,6 +35,7 @@ class PhotoSet:
     Ks: Tensor
     params: HeadParams
     mouths: Tensor
+    outside: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -39,6 +44,21 @@ class PhotoSet:
     def size(self) -> int:
         """S."""
         return self.targets.shape[1]
+
+
+def beyond_photo(track: Track, indices: list[int], size: int) -> Tensor:
+    """Pixels of the crops that lie outside of their photos, (B, S, S, 1) bool."""
+    masks = []
+    for frame in (track.frames[i] for i in indices):
+        x0, y0, extent = (float(v) for v in frame.crop)
+        # A pixel that is half outside has been mixed with the fill color.
+        places = (torch.arange(size) + 0.5) / size * extent
+        margin = 0.5 * extent / size
+        x, y = x0 + places, y0 + places
+        out_x = (x < margin) | (x > frame.width - margin)
+        out_y = (y < margin) | (y > frame.height - margin)
+        masks.append(out_y[:, None] | out_x[None, :])
+    return torch.stack(masks)[..., None]
 
 
 def load_photos(track: Track, head: HeadModel, size: int, name: str = "track") -> PhotoSet:
@@ -59,6 +79,7 @@ def load_photos(track: Track, head: HeadModel, size: int, name: str = "track") -
         Ks=Ks,
         params=params,
         mouths=mouth_mask(mouth, viewmats, Ks, size, size),
+        outside=beyond_photo(track, chosen, size).to(device),
     )
 
 
@@ -82,6 +103,11 @@ class PhotoLight:
         gains = (self.log_gains - self.log_gains.mean(0))[index].exp()
         biases = (self.biases - self.biases.mean(0))[index]
         return colors * gains[:, None, None] + alphas * biases[:, None, None]
+
+
+def hide(hole: Tensor, target: Tensor, pictures: tuple[Tensor, ...]) -> list[Tensor]:
+    """Pictures with the target painted over a hole (B, S, S, 1): no gradient there, and no edge that SSIM would see."""
+    return [torch.where(hole, target, picture) for picture in pictures]
 
 
 def lit_images(
