@@ -38,6 +38,9 @@ def train_prior_command(
     refiner: Annotated[str | None, typer.Option(help="Screen-space network: none, tiny, default, large, paper.")] = None,
     uv_size: Annotated[int | None, typer.Option(min=8, help="Side of the atlas that points are seeded on.")] = None,
     image_size: Annotated[int | None, typer.Option(min=16, help="Side of the training pictures in pixels.")] = None,
+    coarse_share: Annotated[
+        float | None, typer.Option(min=0.0, max=0.99, help="Share of the steps, from the start, at half the image size.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of optimization steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
     views_per_identity: Annotated[int | None, typer.Option(min=1, help="Pictures of one person in a batch.")] = None,
@@ -82,7 +85,8 @@ def train_prior_command(
     from ..prior.config import check_config, load_config
 
     overrides = {
-        "preset": preset, "refiner": refiner, "uv_size": uv_size, "image_size": image_size, "steps": steps,
+        "preset": preset, "refiner": refiner, "uv_size": uv_size, "image_size": image_size,
+        "coarse_share": coarse_share, "steps": steps,
         "batch_size": batch_size, "views_per_identity": views_per_identity, "track_rate": track_rate,
         "offset_rate": offset_rate, "max_identities": max_identities,
     }  # fmt: skip

@@ -22,6 +22,7 @@ class TrainConfig:
     uv_size: int = 128  # [300]
     refiner: str = "default"  # width of the CNN: none, tiny, default, large, paper
     image_size: int = 256
+    coarse_share: float = 0.0  # share of the steps, from the start, on pictures of half the size: a third of the cost each
     steps: int = 20000  # [100,000]
     batch_size: int = 32  # pictures a step [32]
     views_per_identity: int = 4  # pictures of one person in a batch; A^g and meshes of a person are shared by them
@@ -118,9 +119,11 @@ def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfi
             raise FormatError(file, key, "at least 1", getattr(config, key))
     if config.image_size < 16:
         raise FormatError(file, "image_size", "at least 16", config.image_size)
+    if config.coarse_share > 0 and config.image_size < 32:
+        raise FormatError(file, "coarse_share", "0 for pictures under 32 pixels", config.coarse_share)
     if config.batch_size % config.views_per_identity:
         raise FormatError(file, "batch_size", f"a multiple of views_per_identity ({config.views_per_identity})", config.batch_size)
-    for key in ("learning_rate", "track_rate", "offset_rate", "ema_decay"):
+    for key in ("coarse_share", "learning_rate", "track_rate", "offset_rate", "ema_decay"):
         if not 0 <= getattr(config, key) < 1:
             raise FormatError(file, key, "in [0, 1)", getattr(config, key))
     return config

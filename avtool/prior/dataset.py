@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.track import Track
@@ -58,6 +59,17 @@ class TrainingSet:
         """Move all tensors (bytes stay bytes); the index lists stay on the CPU with the sampler."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "mattes", "Ks", "viewmats", "params")}
         return replace(self, **moved)
+
+    def halved(self) -> TrainingSet:
+        """The same pictures at half the size (means of 2 x 2 pixels), everything else shared."""
+
+        def pooled(pictures: Tensor) -> Tensor:
+            # A few at a time: all of them as floats would be four times the data set.
+            means = [F.avg_pool2d(part.movedim(-1, 1).float(), 2).round().byte().movedim(1, -1) for part in pictures.split(256)]
+            return torch.cat(means).contiguous()
+
+        scale = self.Ks.new_tensor((0.5, 0.5, 1.0))[:, None]
+        return replace(self, images=pooled(self.images), mattes=pooled(self.mattes), Ks=self.Ks * scale)
 
     def targets(self, index: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures on a background color (B, 1, 1, 3) and mattes, both float, at picture indices (B,)."""

@@ -55,6 +55,7 @@ class Trainer:
 
     def __init__(self, prior: Prior, data: TrainingSet, config: TrainConfig, options: TrainOptions) -> None:
         self.prior, self.data, self.config, self.options = prior, data, config, options
+        self.coarse = data.halved() if config.coarse_share > 0 else data
         identities = max(1, config.batch_size // config.views_per_identity)
         self.sampler = BatchSampler(data.frames, identities, config.views_per_identity, options.seed)
         self.perceptual = load_lpips(prior.device) if config.weights.lpips > 0 else None
@@ -102,29 +103,34 @@ class Trainer:
             **{name: tensor[pictures] for name, tensor in zip(_MOTION, motion)},
         )
 
-    def render(self, identities: Tensor, pictures: Tensor, background: Tensor) -> tuple[Tensor, ...]:
+    def data_at(self, step: int) -> TrainingSet:
+        """Pictures of half the size early on, whole ones later; by steps or by time, whichever is further along."""
+        done = step / self.config.steps
+        if self.options.time_limit is not None:
+            done = max(done, self.elapsed / self.options.time_limit)
+        return self.coarse if done < self.config.coarse_share else self.data
+
+    def render(self, data: TrainingSet, identities: Tensor, pictures: Tensor, background: Tensor) -> tuple[Tensor, ...]:
         """Refined and plain pictures (B, S, S, 3), coverage (B, S, S, 1), local geometry, vertices (B, V, 3)."""
-        prior, size = self.prior, self.data.size
+        prior, size = self.prior, data.size
         code = prior.codebook(identities)
         params = self.batch_params(identities, pictures)
         gaussians, geometry, vertices = synthesize(prior.head, prior.binding, prior.gapnet, code, params)
         colors, alphas = render_channels(
-            gaussians, self.data.viewmats[pictures], self.data.Ks[pictures], size, size, self.options.render_backend
+            gaussians, data.viewmats[pictures], data.Ks[pictures], size, size, self.options.render_backend
         )
         refined, plain = finish(colors, alphas, prior.refiner, background)
         return refined, plain, alphas, geometry, vertices
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 5 on the next batch."""
-        weights, device = self.config.weights, self.prior.device
+        weights, device, data = self.config.weights, self.prior.device, self.data_at(step)
         identities, pictures = self.sampler.draw()
         background = self.sampler.colors(len(pictures)).to(device)
         identities, pictures = identities.to(device), pictures.to(device)
-        refined, plain, alphas, geometry, vertices = self.render(identities, pictures, background)
-        target, mattes = self.data.targets(pictures, background)
-        mask = mouth_mask(
-            vertices[:, self.mouth], self.data.viewmats[pictures], self.data.Ks[pictures], self.data.size, self.data.size
-        )
+        refined, plain, alphas, geometry, vertices = self.render(data, identities, pictures, background)
+        target, mattes = data.targets(pictures, background)
+        mask = mouth_mask(vertices[:, self.mouth], data.viewmats[pictures], data.Ks[pictures], data.size, data.size)
         whole, mouth = reconstruction(refined, target, weights, mask, self.perceptual)
         parts = {"rec": whole, "mouth": weights.mouth * mouth, "alpha": weights.alpha * (alphas - mattes).abs().mean()}
         if self.prior.refiner is not None:
@@ -188,7 +194,7 @@ class Trainer:
         pictures = torch.stack([self.data.frames[k][i % len(self.data.frames[k])] for i, k in enumerate(chosen)])
         white = torch.ones(1, 1, 1, 3, device=self.prior.device)
         with torch.no_grad(), self.averaged_weights():
-            refined, plain, *_ = self.render(identities, pictures.to(self.prior.device), white)
+            refined, plain, *_ = self.render(self.data, identities, pictures.to(self.prior.device), white)
         target, _ = self.data.targets(pictures.to(self.data.images.device), white)
         save_preview(path, [target, plain, refined])
 
