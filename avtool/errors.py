@@ -40,3 +40,13 @@ class FormatError(AvtoolError):
         self.key = key
         self.expected = expected
         self.found = found
+
+
+class Unavailable(AvtoolError):
+    """Something optional cannot be used here; the message is the reason that reports print."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its type when it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avtool.errors import AvtoolError
+from avtool.errors import Unavailable, first_line
 
-__all__ = ["arap", "l1", "load_lpips", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+__all__ = ["arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -122,17 +123,35 @@ def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
     return rest.square().sum(-1).mean() / scale
 
 
-def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (VGG) as a function of two images (B, H, W, 3) -> mean distance; loaded only when it is asked for."""
-    hint = "Train without it (weight lpips: 0), or install lpips and torchvision with the VGG16 weights in the torch hub cache."
+def lpips_network(backbone: str, device: torch.device | str) -> torch.nn.Module:
+    """The network of LPIPS (Zhang et al. 2018): images (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1).
+
+    The backbone's ImageNet weights are not part of any package, and nothing is downloaded behind the user's back: they are used
+    when torchvision's file already lies in torch.hub's folder, and `Unavailable` names it otherwise.
+    """
+    files = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+    if backbone not in files:
+        raise ValueError(f"unknown LPIPS backbone '{backbone}': expected one of {', '.join(files)}")
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / files[backbone]
+    if not weights.is_file():
+        raise Unavailable(f"LPIPS' {backbone} backbone is not here (no {weights.name} in torch.hub's checkpoints folder)")
     try:
         import lpips
-    except ImportError as error:
-        raise AvtoolError("The LPIPS loss needs the package lpips, which is not installed.", hint) from error
+    except (ImportError, OSError, RuntimeError) as error:  # a torchvision that does not match torch raises RuntimeError
+        raise Unavailable(f"lpips cannot be imported ({first_line(error)})") from error
     try:
-        network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise AvtoolError(f"The VGG16 backbone of LPIPS could not be loaded: {error}", hint) from error
+        return lpips.LPIPS(net=backbone, verbose=False).to(device).eval().requires_grad_(False)
+    except Exception as error:  # a damaged torch file fails in ways that have no common type
+        raise Unavailable(f"LPIPS' {backbone} backbone cannot be loaded ({first_line(error)})") from error
+
+
+def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (VGG) as a loss: two images (B, H, W, 3) in [0, 1] -> mean distance; loaded only when it is asked for."""
+    try:
+        network = lpips_network("vgg", device)
+    except Unavailable as reason:
+        hint = "train without it (weight lpips: 0), or put the VGG16 weights into torch.hub's cache"
+        raise Unavailable(f"the LPIPS loss cannot be computed: {reason.message}", hint) from reason
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         return network(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2), normalize=True).mean()

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avtool.errors import AvtoolError
+from avtool.errors import Unavailable, first_line
+from avtool.losses import lpips_network
 
 Array = NDArray[np.float32] | NDArray[np.float64]
 LpipsFunction = Callable[[Array, Array], float]
@@ -37,10 +38,6 @@ CONTOUR_IDS = (  # brows, eyes, nose, lips: the points with an image edge under 
 ARCFACE_POINTS = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 ARCFACE_SIZE = 112
 FIVE_POINT_IDS = (468, 473, 4, 61, 291)
-
-
-class Unavailable(AvtoolError):
-    """A metric cannot be computed here; the message is the reason that reports print."""
 
 
 class Recognizer(Protocol):
@@ -146,25 +143,8 @@ def summarize(values: Sequence[float | None]) -> dict[str, float | int | None]:
 
 
 def load_lpips(backbone: str = "vgg", device: str | torch.device = "cpu") -> LpipsFunction:
-    """LPIPS (Zhang et al. 2018) as a function of two (H, W, 3) images in [0, 1].
-
-    The backbone's ImageNet weights are not part of any package, and nothing is downloaded behind the user's back: they are used
-    when torchvision's file already lies in torch.hub's folder, and `Unavailable` names it otherwise.
-    """
-    files = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
-    if backbone not in files:
-        raise ValueError(f"unknown LPIPS backbone '{backbone}': expected one of {', '.join(files)}")
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / files[backbone]
-    if not weights.is_file():
-        raise Unavailable(f"LPIPS' {backbone} backbone is not here (no {weights.name} in torch.hub's checkpoints folder)")
-    try:
-        import lpips as lpips_library
-    except (ImportError, OSError, RuntimeError) as error:  # a torchvision that does not match torch raises RuntimeError
-        raise Unavailable(f"lpips cannot be imported ({_first_line(error)})") from error
-    try:
-        network = lpips_library.LPIPS(net=backbone, verbose=False).to(device).eval()
-    except Exception as error:  # a damaged torch file fails in ways that have no common type
-        raise Unavailable(f"LPIPS' {backbone} backbone cannot be loaded ({_first_line(error)})") from error
+    """LPIPS (Zhang et al. 2018) as a function of two (H, W, 3) images in [0, 1]; `Unavailable` says why it cannot be."""
+    network = lpips_network(backbone, device)
     return lambda image, target: _run_lpips(network, image, target, device)
 
 
@@ -192,11 +172,11 @@ class _OnnxRecognizer:
         try:
             import onnxruntime
         except (ImportError, OSError) as error:
-            raise Unavailable(f"{path.name} needs onnxruntime (pip install onnxruntime): {_first_line(error)}") from error
+            raise Unavailable(f"{path.name} needs onnxruntime (pip install onnxruntime): {first_line(error)}") from error
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no public base class
-            raise Unavailable(f"{path} cannot be read as ONNX ({_first_line(error)})") from error
+            raise Unavailable(f"{path} cannot be read as ONNX ({first_line(error)})") from error
         self.name = path.name
 
     def __call__(self, aligned: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -211,7 +191,7 @@ class _TorchScriptRecognizer:
         try:
             self._module = torch.jit.load(str(path), map_location="cpu").eval()
         except (RuntimeError, ValueError, OSError) as error:
-            raise Unavailable(f"{path} cannot be read as TorchScript ({_first_line(error)})") from error
+            raise Unavailable(f"{path} cannot be read as TorchScript ({first_line(error)})") from error
         self.name = path.name
 
     def __call__(self, aligned: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -237,8 +217,3 @@ def _run_lpips(network: torch.nn.Module, image: Array, target: Array, device: st
     pair = [torch.from_numpy(np.asarray(x, np.float32)).permute(2, 0, 1)[None].to(device) * 2.0 - 1.0 for x in (image, target)]
     with torch.no_grad():
         return float(network(*pair))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

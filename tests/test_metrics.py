@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from avtool import metrics
+from avtool import losses, metrics
 
 
 @pytest.fixture
@@ -90,6 +91,36 @@ def test_lpips_says_why_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
         metrics.load_lpips()
     with pytest.raises(ValueError, match="backbone"):
         metrics.load_lpips("resnet")
+
+
+def test_the_loss_and_the_metric_are_one_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: tuple) -> None:
+    """With a stand-in for the library: one network, pictures in [-1, 1] either way, frozen; and one reason when it is absent."""
+
+    class Library:
+        class LPIPS(torch.nn.Conv2d):
+            def __init__(self, net: str, verbose: bool) -> None:
+                super().__init__(3, 4, 3)
+
+            def forward(self, a: torch.Tensor, b: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+                a, b = (2 * x - 1 if normalize else x for x in (a, b))
+                return (super().forward(a).tanh() - super().forward(b).tanh()).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(metrics.Unavailable, match="LPIPS loss.*vgg16.*weight lpips: 0"):
+        losses.load_lpips("cpu")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "lpips", Library)
+    torch.manual_seed(0)
+    metric = metrics.load_lpips()
+    torch.manual_seed(0)
+    loss = losses.load_lpips("cpu")
+    image, target = (torch.from_numpy(x)[None] for x in images)
+    image.requires_grad_()
+    distance = loss(image, target)
+    assert distance.item() == pytest.approx(metric(*images), rel=1e-5) and distance.item() > 0
+    distance.backward()
+    assert image.grad.abs().max() > 0
 
 
 def test_a_torchscript_recognizer_embeds_and_a_bad_file_has_a_reason(tmp_path: Path) -> None:
