@@ -113,7 +113,8 @@ class PartMlp(nn.Module):
             for weight, bias in zip(self.weights[1:], self.biases[1:]):
                 # In place: nothing else reads the sum, and a step is bound by memory.
                 hidden = torch.addmm(bias[part], F.leaky_relu(hidden, LEAK, inplace=True), weight[part])
-            blocks.append(hidden.reshape(*rows.shape[:-1], -1))
+            # Not -1: a part without points (FLAME has no teeth) leaves it undetermined.
+            blocks.append(hidden.reshape(*rows.shape[:-1], hidden.shape[-1]))
         return torch.cat(blocks)
 
 
@@ -180,9 +181,10 @@ class GapNet(nn.Module):
         if not self.config.dynamics:
             signal = torch.zeros_like(signal)
         batch, identities = len(signal), static[0].shape[1]
+        views = batch // identities
         moving = mlp.first_points(2, signal.transpose(0, 1), self.part_sizes)
         # Samples are grouped by identity: (n, I, 1, hidden) + (n, I, views, hidden).
-        pre = [a[:, :, None] + b.unflatten(1, (identities, -1)) for a, b in zip(static, moving)]
+        pre = [a[:, :, None] + b.unflatten(1, (identities, views)) for a, b in zip(static, moving)]
         out = mlp.rest([block.flatten(1, 2) for block in pre]).transpose(0, 1)
         assert out.shape[0] == batch
         return torch.cat((torch.sigmoid(out[..., :3] + self.skin), out[..., 3:]), dim=-1)
