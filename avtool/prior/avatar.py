@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avtool.artifacts.tensors import load_tensors, require, save_tensors
+from avtool.errors import FormatError
 from avtool.gaussians.container import Gaussians
 from avtool.gaussians.rig import point_frames
 from avtool.gaussians.seeding import PointBinding
@@ -141,7 +142,7 @@ class Avatar:
         """Read an "avatar/1" file. `head` is needed for FLAME only."""
         tensors, metadata = load_tensors(path, "avatar")
         head = resolve_head(path, metadata.get("head_model", ""), head, device)
-        binding = load_binding(path, tensors, metadata)
+        binding = load_binding(path, tensors, metadata, head.num_faces)
         gapnet, refiner = load_networks(path, tensors, metadata, binding)
         config = gapnet.config
         require(
@@ -159,5 +160,16 @@ class Avatar:
             tensors["code"].float().to(device),
             tensors["identity"].float().to(device),
             None if offsets is None else offsets.float().to(device),
-            json.loads(metadata.get("avatar", "{}")),
+            _notes(path, metadata.get("avatar", "{}")),
         )
+
+
+def _notes(path: str | Path, text: str) -> dict[str, str]:
+    """How the avatar was made, as its file says."""
+    try:
+        notes = json.loads(text)
+    except ValueError as error:
+        raise FormatError(path, "avatar", "JSON", str(error), "write the file again") from error
+    if not isinstance(notes, dict):
+        raise FormatError(path, "avatar", "a JSON object", type(notes).__name__, "write the file again")
+    return notes

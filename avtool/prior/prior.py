@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avtool.artifacts.tensors import load_tensors, save_tensors
-from avtool.errors import AvtoolError, FormatError
+from avtool.errors import AvtoolError
 from avtool.gaussians.seeding import PointBinding, seed_points
 from avtool.head import PARTS, HeadModel
 from avtool.prior.codebook import Codebook
@@ -136,9 +136,7 @@ class Prior:
             raise AvtoolError("the package has no default prior", "pass one with --prior FILE (avtool train-prior)")
         tensors, metadata = load_tensors(file, "prior")
         head = resolve_head(file, metadata.get("head_model", ""), head, "cpu")
-        binding = load_binding(file, tensors, metadata)
-        if int(binding.face_idx.max()) >= head.num_faces:
-            raise FormatError(file, "binding.face_idx", f"below {head.num_faces}", int(binding.face_idx.max()))
+        binding = load_binding(file, tensors, metadata, head.num_faces)
         gapnet, refiner = load_networks(file, tensors, metadata, binding)
         codes = tensors.get("codebook.codes")
         num_identities = 0 if codes is None or codes.dim() != 3 else len(codes)

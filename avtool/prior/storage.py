@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from avtool.artifacts.tensors import require
 from avtool.errors import AvtoolError, FormatError
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import PARTS, HeadModel, load_head_model
@@ -48,27 +50,48 @@ def binding_tensors(binding: PointBinding) -> dict[str, Tensor]:
     return {f"binding.{k}": v.int() if k in _INDEX_FIELDS else v for k, v in values.items()}
 
 
-def load_binding(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PointBinding:
-    """The inverse of binding_tensors."""
-    values = {}
-    for name in _BINDING:
-        if f"binding.{name}" not in tensors:
-            raise FormatError(path, f"binding.{name}", "a tensor", "nothing", "write the file again")
-        value = tensors[f"binding.{name}"]
-        values[name] = value.long() if name in _INDEX_FIELDS else value
-    return PointBinding(**values, uv_size=int(metadata.get("uv_size", 0)))
+def load_binding(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], num_faces: int
+) -> PointBinding:
+    """The inverse of binding_tensors, checked against the number of triangles of the head model."""
+    shapes = {"face_idx": (), "barycentrics": (3,), "part": (), "uv": (2,), "spacing": ()}
+    count = len(tensors.get("binding.face_idx", ()))
+    require(path, tensors, {f"binding.{name}": (count, *shape) for name, shape in shapes.items()})
+    values = {name: tensors[f"binding.{name}"] for name in _BINDING}
+    values |= {name: values[name].long() for name in _INDEX_FIELDS}
+    face_idx, part, uv_size = values["face_idx"], values["part"], metadata.get("uv_size", "0")
+    if count == 0 or not 0 <= int(face_idx.min()) <= int(face_idx.max()) < num_faces:
+        raise FormatError(path, "binding.face_idx", f"triangles from 0 to {num_faces - 1}", "others or none", "write the file again")
+    if int(part[0]) < 0 or bool((part.diff() < 0).any()):
+        raise FormatError(path, "binding.part", "ascending parts from 0", "another order", "write the file again")
+    if not uv_size.isdecimal():
+        raise FormatError(path, "uv_size", "a whole number", uv_size, "write the file again")
+    return PointBinding(**values, uv_size=int(uv_size))
+
+
+def _network_sizes(path: str | Path, metadata: Mapping[str, str]) -> tuple[GapNetConfig, int]:
+    """GAPNet's sizes and the refiner's width, 0 for none."""
+    try:
+        config = GapNetConfig(**json.loads(metadata["gapnet"]))
+        width = int(metadata["refiner_width"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise FormatError(path, "gapnet", "network sizes", str(error), "write the file again") from error
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        positive = isinstance(value, bool) if kind is bool else isinstance(value, (int, kind)) and value > 0
+        if not positive:
+            raise FormatError(path, "gapnet", "network sizes", f"{field.name} {value!r}", "write the file again")
+    if width < 0:
+        raise FormatError(path, "gapnet", "network sizes", f"refiner_width {width}", "write the file again")
+    return config, width
 
 
 def load_networks(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], binding: PointBinding
 ) -> tuple[GapNet, Refiner | None]:
     """GAPNet and refiner of an artifact."""
-    try:
-        config = GapNetConfig(**json.loads(metadata["gapnet"]))
-        width = int(metadata["refiner_width"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise FormatError(path, "gapnet", "network sizes", str(error), "write the file again") from error
-    if int(binding.part.max()) >= config.num_parts or config.num_parts < 1:
+    config, width = _network_sizes(path, metadata)
+    if int(binding.part.max()) >= config.num_parts:
         raise FormatError(path, "binding.part", f"parts below {config.num_parts}", int(binding.part.max()))
     sizes = binding.part_sizes(config.num_parts)
     gapnet = GapNet(config, sizes, torch.ones(binding.num_points, 3, device=binding.spacing.device))
