@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import AvtoolError
 from . import console, options
+
+if TYPE_CHECKING:
+    from ..artifacts.track import Track
+    from ..head import HeadModel
 
 
 def track_command(
@@ -22,6 +26,10 @@ def track_command(
     focal: Annotated[
         str | None,
         typer.Option("--focal", metavar="MM|PX", help="Focal length: 50mm (35 mm equivalent) or 900px. Found if left out."),
+    ] = None,
+    person: Annotated[
+        Path | None,
+        typer.Option("--person", metavar="TRACK", help="Keep the shape and camera of an earlier track of the same person."),
     ] = None,
     photometric: Annotated[
         bool, typer.Option("--photometric/--no-photometric", help="Refine shape and pose by rendering.")
@@ -60,6 +68,7 @@ def track_command(
 
     where = options.resolve_device(device)
     head = options.load_head(head_model, head_model_path)
+    known = None if person is None else _load_person(person, head)
     chosen = TrackingOptions(
         focal=pixels, focal_mm=millimetres, photometric=photometric, mattes=matte, max_frames=max_frames, stride=stride,
         seed=seed, device=str(where),
@@ -68,9 +77,9 @@ def track_command(
         if data_set is not None:
             track = Track.load(data_set, head)
         elif video is not None:
-            track = track_video(video, head, options=chosen, progress=step)
+            track = track_video(video, head, identity=known, options=chosen, progress=step)
         else:
-            track = track_photos(paths, head, options=chosen, progress=step)
+            track = track_photos(paths, head, identity=known, options=chosen, progress=step)
     save_track(track, output, force)
     if overlay is not None:
         from ..tracking.overlay import write_overlay
@@ -82,6 +91,16 @@ def track_command(
         error = 100.0 * track.metadata["landmark_error"]
         data |= {"landmark_error_percent": error, "focal_px": track.metadata["focal_px"]}
     console.report(data, as_json, quiet)
+
+
+def _load_person(path: Path, head: HeadModel) -> Track:
+    """The earlier track of --person, of the same head model."""
+    from ..artifacts.track import Track
+    from ..prior.storage import check_head_model
+
+    track = Track.load(path, head)
+    check_head_model(path, track.head_model, head.model_id)
+    return track
 
 
 def _data_set(inputs: list[str]) -> Path | None:

@@ -18,6 +18,7 @@ from .bust import MIN_CORRELATION, BustPose, BustSolver, BustView, align, assume
 from .fit_state import Fit, Observation
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
+from .person import KnownPerson, known_person
 from .result import TrackResult, make_frame
 from .staged import LandmarkFitter, group_cameras
 
@@ -50,7 +51,8 @@ def track_photos(
         head: the head model.
         focal: focal length in pixels; None takes EXIF, else finds it.
         photometric: refine by rendering.
-        identity: of a known person, a Track or coefficients (I,); then shape is not fitted.
+        identity: of a known person, a Track or coefficients (I,); then shape is not fitted, and with a Track its focal
+            length holds for pictures of the same size, and shoulders are placed as its picture shows them.
         options: more settings; ``focal`` and ``photometric`` above go first.
         progress: called with (done, total, message).
 
@@ -63,16 +65,16 @@ def track_photos(
     photos = _observe([Path(path) for path in paths], options, say)
     fitter = LandmarkFitter.build(head)
     sizes = [photo.observed.size for photo in photos]
-    cameras, index = group_cameras(
-        sizes, [photo.focal for photo in photos], [options.focal_pixels(*size) for size in sizes]
-    )
+    person = known_person(identity)
+    fixed = [options.focal_pixels(*size) or (person.focals.get(size) if person else None) for size in sizes]
+    cameras, index = group_cameras(sizes, [photo.focal for photo in photos], fixed)
     observations = [Observation(p.observed.points, p.observed.center, c) for p, c in zip(photos, index)]
-    known, offsets = known_person(identity)
-    used = None if known is None else known[: fitter.model.identity_basis.shape[-1]]
+    used = None if person is None else person.identity[: fitter.model.identity_basis.shape[-1]]
     fit = fitter.fit_person(observations, cameras, used)
-    full = fitter.model.full_identity(fit.identity) if known is None else known
+    full = fitter.model.full_identity(fit.identity) if person is None else person.identity
+    offsets = None if person is None else person.offsets
     solver = BustSolver(head, full, offsets)
-    poses = pose_busts(solver, [photo.observed for photo in photos], fit, index)
+    poses = pose_busts(solver, [photo.observed for photo in photos], fit, index, person)
     frames = [
         make_frame(fitter.model, photo.observed, fit, k, index[k], solver, poses[k], image=photo.path.as_posix())
         for k, photo in enumerate(photos)
@@ -89,15 +91,6 @@ def track_photos(
     )
 
 
-def known_person(identity: Track | np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Identity (I,) and offsets of a known person."""
-    if identity is None:
-        return None, None
-    if isinstance(identity, Track):
-        return np.asarray(identity.identity, np.float64), identity.offsets
-    return np.asarray(identity, np.float64), None
-
-
 def describe(fit: Fit, known: list[bool]) -> dict:
     """The fit in figures, for the track's metadata."""
     return {
@@ -108,22 +101,27 @@ def describe(fit: Fit, known: list[bool]) -> dict:
     }
 
 
-def pose_busts(solver: BustSolver, observed: list[Observed], fit: Fit, cameras: list[int]) -> list[BustPose]:
-    """Bust and neck of every photo: assumed in the most frontal one, measured against it in those of the same scene."""
+def pose_busts(
+    solver: BustSolver, observed: list[Observed], fit: Fit, cameras: list[int], person: KnownPerson | None = None
+) -> list[BustPose]:
+    """Bust and neck of every photo: measured against the known person's picture, or against the most frontal photo, where
+    they are assumed; assumed where the clothes do not match."""
     views = [bust_view(o, fit, k, cameras[k]) for k, o in enumerate(observed)]
     assumed = [assumed_pose(view.rotation) for view in views]
-    if len(views) == 1:
+    known = None if person is None else person.reference(solver)
+    if known is None and len(views) == 1:
         return assumed
-    frontal = int(np.argmax(fit.rotations[:, 2, 2] * -1.0))
-    reference = make_reference(solver, views[frontal], assumed[frontal])
+    frontal = int(np.argmax(-fit.rotations[:, 2, 2]))
+    view, start = known or (views[frontal], assumed[frontal])
+    reference = make_reference(solver, view, start)
     poses = []
     for k, view in enumerate(views):
-        if k == frontal:
+        if known is None and k == frontal:
             poses.append(assumed[k])
             continue
-        still = with_shared_neck(assumed[frontal].bust, view.rotation)
+        still = with_shared_neck(start.bust, view.rotation)
         pose, correlation = align(solver, reference, view, [still, assumed[k]])
-        logger.debug("photo %d: the bust's correlation with photo %d is %.2f", k, frontal, correlation)
+        logger.debug("photo %d: the bust's correlation with the reference is %.2f", k, correlation)
         poses.append(pose if correlation >= MIN_CORRELATION else assumed[k])
     return poses
 

@@ -20,7 +20,8 @@ from .fit_state import Fit, Observation
 from .landmark_fit import initial_fit, interocular, landmark_errors
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
-from .photos import bust_view, describe, known_person
+from .person import KnownPerson, known_person
+from .photos import bust_view, describe
 from .result import TrackResult, make_frame
 from .smoothing import BUST_SECONDS, gaussian, smooth_pose, smooth_rest, smooth_rotations
 from .staged import Camera, LandmarkFitter, concatenate, group_cameras
@@ -85,16 +86,18 @@ def track_video(
     clip = observe_clip(Path(path), options, say)
     fitter = LandmarkFitter.build(head)
     size = clip.observed[0].size
-    cameras, _ = group_cameras([size], [None], [options.focal_pixels(*size)])
+    known = known_person(identity)
+    focal = options.focal_pixels(*size) or (known.focals.get(size) if known else None)
+    cameras, _ = group_cameras([size], [None], [focal])
     observations = [Observation(o.points, o.center) for o in clip.observed]
-    known, offsets = known_person(identity)
-    used = None if known is None else known[: fitter.model.identity_basis.shape[-1]]
+    used = None if known is None else known.identity[: fitter.model.identity_basis.shape[-1]]
     keys = key_frames(fitter, observations, cameras)
     person = fitter.fit_person([observations[k] for k in keys], cameras, used)
     fit = _fit_all(fitter, observations, person, clip, head, say)
-    full = fitter.model.full_identity(person.identity) if known is None else known
+    full = fitter.model.full_identity(person.identity) if known is None else known.identity
+    offsets = None if known is None else known.offsets
     solver = BustSolver(head, full, offsets)
-    poses = pose_bust_clip(solver, clip, fit)
+    poses = pose_bust_clip(solver, clip, fit, known)
     name = Path(path) if Path(path).is_absolute() else Path(os.path.normpath(path))
     frames = [
         make_frame(fitter.model, clip.observed[k], fit, k, 0, solver, poses[k], frame_idx=i, timestamp=i / clip.fps)
@@ -196,14 +199,21 @@ def runs_of(clip: Clip) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:])]
 
 
-def pose_bust_clip(solver: BustSolver, clip: Clip, fit: Fit) -> list[BustPose]:
-    """Bust and neck of every frame: steady for the clip, and measured against its most typical frame."""
+def pose_bust_clip(solver: BustSolver, clip: Clip, fit: Fit, person: KnownPerson | None = None) -> list[BustPose]:
+    """Bust and neck of every frame: steady for the clip, and measured against the known person's picture when it shows
+    the same clothes, else against the clip's most typical frame."""
     turns = so3.log(np.einsum("ij,njk->nik", so3.FRONTAL.T, fit.rotations))
     median = np.median(turns, 0)
     typical = int(np.argmin(((turns - median) ** 2).sum(1)))
     steady = so3.FRONTAL @ so3.exp(STEADY_FRACTION * median)
     views = [bust_view(o, fit, k, 0) for k, o in enumerate(clip.observed)]
     reference = make_reference(solver, views[typical], with_shared_neck(steady, views[typical].rotation))
+    known = None if person is None else person.reference(solver)
+    if known is not None:
+        candidate = make_reference(solver, *known)
+        start = with_shared_neck(known[1].bust, views[typical].rotation)
+        if align(solver, candidate, views[typical], [start])[1] >= MIN_CORRELATION:
+            steady, reference = known[1].bust, candidate
     poses: list[BustPose] = []
     for k, view in enumerate(views):
         prior = with_shared_neck(steady, view.rotation)
