@@ -28,7 +28,7 @@ say "3. How good is it? Three early frames of the clip -> an avatar, held-out la
 avtool track "$out/carphone_photos" -o "$out/carphone_photos.json" --force
 avtool invert "$out/carphone_photos.json" -o "$out/carphone_inverted.safetensors" --force
 avtool finetune "$out/carphone_inverted.safetensors" "$out/carphone_photos.json" -o "$out/carphone_avatar.safetensors" --force
-avtool track "$out/carphone_heldout" -o "$out/carphone_heldout.json" --force
+avtool track "$out/carphone_heldout" --person "$out/carphone_photos.json" -o "$out/carphone_heldout.json" --force
 avtool eval "$out/carphone_avatar.safetensors" "$out/carphone_heldout.json" -o "$out/metrics.json" \
     --montage "$out/contact_sheet.png" --force
 
