@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.errors import Unavailable, first_line
+from avtool.head.mesh import take_rows
 
 __all__ = ["arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
 
@@ -109,7 +110,7 @@ def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
     ends = torch.cat((edges, edges.flip(1)))
     center, other = ends[:, 0], ends[:, 1]
     edge = template[other] - template[center]
-    change = offsets[..., other, :] - offsets[..., center, :]
+    change = take_rows(offsets, other) - take_rows(offsets, center)
     eye = torch.eye(3, dtype=template.dtype, device=template.device)
     square = edge.square().sum(-1)
     moment = square[:, None, None] * eye - edge[:, :, None] * edge[:, None, :]
@@ -119,7 +120,7 @@ def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
     torques = torch.zeros_like(offsets).index_add(-2, center, torque)
     # The small ridge keeps vertices with collinear or no neighbors solvable.
     spin = (_inverse_3x3(normal + 1e-3 * scale * eye) @ torques[..., None])[..., 0]
-    rest = change - torch.linalg.cross(spin[..., center, :], edge.expand_as(change), dim=-1)
+    rest = change - torch.linalg.cross(take_rows(spin, center), edge.expand_as(change), dim=-1)
     return rest.square().sum(-1).mean() / scale
 
 

@@ -69,6 +69,15 @@ def test_arap_forgives_rigid_motion_and_nothing_else() -> None:
     assert both == pytest.approx(arap(noise, head.template, edges).item() / 2, rel=1e-4)
 
 
+def test_arap_has_the_same_gradient_in_every_run() -> None:
+    """Bit for bit: training that is resumed must equal training that was not interrupted."""
+    head = load_head_model()
+    edges = unique_edges(head.faces)
+    offsets = (1e-3 * torch.randn(head.template.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    gradients = [torch.autograd.grad(arap(offsets, head.template, edges), offsets)[0] for _ in range(20)]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_arap_matches_the_rotation_solved_by_least_squares() -> None:
     """One vertex at a time, the plain definition: min over w of sum |d_ij - w x e_ij|^2."""
     generator = torch.Generator().manual_seed(2)

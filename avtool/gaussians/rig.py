@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import triangle_frames
+from avtool.head.mesh import take_rows
 from avtool.rotations import quat_multiply
 
 
@@ -38,13 +39,13 @@ def point_frames(vertices: Tensor, faces: Tensor, binding: PointBinding) -> Poin
     face_idx = binding.face_idx
     corners = faces[face_idx]
     origins = sum(
-        (binding.barycentrics[:, k, None] * vertices[..., corners[:, k], :] for k in range(3)),
+        (binding.barycentrics[:, k, None] * take_rows(vertices, corners[:, k]) for k in range(3)),
         start=torch.zeros((), dtype=vertices.dtype, device=vertices.device),
     )
     return PointFrames(
-        rotations=triangles.rotations[..., face_idx, :, :],
-        quats=triangles.quats[..., face_idx, :],
-        scales=triangles.scales[..., face_idx],
+        rotations=take_rows(triangles.rotations.flatten(-2), face_idx).unflatten(-1, (3, 3)),
+        quats=take_rows(triangles.quats, face_idx),
+        scales=take_rows(triangles.scales[..., None], face_idx)[..., 0],
         origins=origins,
     )
 

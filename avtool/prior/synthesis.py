@@ -13,6 +13,7 @@ from avtool.gaussians.container import Gaussians
 from avtool.gaussians.rig import PointFrames, local_to_global, point_frames
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import HeadModel, HeadParams, triangle_frames
+from avtool.head.mesh import take_rows
 from avtool.prior.gapnet import NORMAL_SIGMA, TANGENT_SIGMA, GapNet, Geometry
 from avtool.prior.refiner import Refiner
 from avtool.render import render
@@ -57,7 +58,7 @@ def carried_points(geometry: Geometry, vertices: Tensor, faces: Tensor, binding:
     The same as rig.local_to_global on triangle frames, but only for the bound points and without their quaternions,
     which cost more than all the rest.
     """
-    a, b, c = (vertices[..., faces[binding.face_idx, k], :] for k in range(3))
+    a, b, c = (take_rows(vertices, faces[binding.face_idx, k]) for k in range(3))
     weights = binding.barycentrics
     edge, other = b - a, c - a
     first = F.normalize(edge, dim=-1, eps=1e-9)
