@@ -24,12 +24,12 @@ def random_prior(head: HeadModel, people: int = 3, uv_size: int = 24, refiner: s
     return prior
 
 
-def person_of(prior: Prior, k: int, seed: int = 7) -> Avatar:
+def person_of(prior: Prior, k: int, seed: int = 7, with_offsets: bool = True) -> Avatar:
     """Person k of the prior as an avatar with a random face shape and small vertex offsets; the prior is copied."""
     generator = torch.Generator().manual_seed(seed)
     identity = 0.5 * torch.randn(prior.head.num_identity, generator=generator)
     offsets = 1e-3 * torch.randn(prior.head.template.shape, generator=generator)
     return Avatar(
         prior.head, prior.binding, copy.deepcopy(prior.gapnet), copy.deepcopy(prior.refiner),
-        prior.codebook.codes[k : k + 1].detach().clone(), identity, offsets, {"made_by": "test"},
+        prior.codebook.codes[k : k + 1].detach().clone(), identity, offsets if with_offsets else None, {"made_by": "test"},
     )  # fmt: skip
