@@ -21,7 +21,7 @@ from avtool.prior.finetune import Finetuning, FinetuneOptions, finetune, referen
 from avtool.prior.objective import LossWeights
 
 SIZE = 48
-OPTIONS = FinetuneOptions(steps=2, size=SIZE, reference_views=4, reference_size=32)
+OPTIONS = FinetuneOptions(steps=2, size=SIZE, reference_views=4, reference_size=24)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def photo_error(tuning: Finetuning) -> float:
 def test_reference_views_start_at_no_loss_and_count_as_their_sum(avatar: Avatar, track: Track, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come every second step with the weight of all views and of the steps without."""
     tuning = Finetuning(avatar, track, OPTIONS, "track")
-    assert tuning.references[2].shape == (4, 32, 32, 3)
+    assert tuning.references[2].shape == (4, 24, 24, 3)
     with torch.no_grad():
         assert tuning.loss(0)[1]["reference"] < 1e-4
         assert "reference" not in tuning.loss(1)[1]
