@@ -72,6 +72,24 @@ def landmark_errors(model: LandmarkModel, noise: LandmarkNoise, observations: li
     return np.array([solver.error(fit, k) for k in range(len(observations))])
 
 
+def landmark_information(
+    model: LandmarkModel, noise: LandmarkNoise, observations: list[Observation], fit: Fit, options: FitOptions
+) -> np.ndarray:
+    """What the landmarks say at a fit about [identity, then turn and shift of each frame], (I + 6 n, I + 6 n): the
+    Gauss-Newton matrix without the identity's prior (its size keeps its own), all other unknowns marginalized."""
+    solver = _Solver(model, noise, observations, fit.focals, replace(options, identity_weight=0.0, fix_identity=False))
+    solver.start_rotations = fit.rotations
+    matrix, _ = solver.normal_equations(fit)
+    keep = np.zeros(len(matrix), bool)
+    keep[: solver.num_identity] = True
+    keep[solver.num_global :].reshape(-1, solver.block)[:, :6] = True
+    free = ~keep
+    if options.fix_focal:
+        free[solver.num_identity : solver.num_global] = False
+    cross = matrix[np.ix_(keep, free)]
+    return matrix[np.ix_(keep, keep)] - cross @ np.linalg.solve(matrix[np.ix_(free, free)] + 1e-9 * np.eye(free.sum()), cross.T)
+
+
 def initial_fit(
     model: LandmarkModel,
     observations: list[Observation],

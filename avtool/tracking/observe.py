@@ -15,7 +15,8 @@ from ..capture.samples import crop_square
 from .bust import WINDOW, bust_window
 
 Progress = Callable[[int, int, str], None]
-MAX_MATTE_SIDE = 512
+PICTURE_SIDE = 128
+"""What the photometric stage renders at."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Observed:
 
     Attributes:
         points: (478, 2) px. crop: x0, y0, size of the head crop. matte: PNG of that square, or None.
-        window: (WINDOW, WINDOW) float gray in [0, 1] of the bust; square: where it lies in the image.
+        window: (WINDOW, WINDOW) uint8 gray of the bust; square: where it lies in the image.
+        picture: (PICTURE_SIDE, PICTURE_SIDE, 3) uint8, the head crop; None where there is no matte.
         size: width, height. roi: where to look in the next frame.
     """
 
@@ -35,6 +37,7 @@ class Observed:
     square: tuple[float, float, float]
     size: tuple[int, int]
     roi: Roi
+    picture: np.ndarray | None = None
 
     @property
     def center(self) -> np.ndarray:
@@ -67,15 +70,16 @@ class Observer:
             return None
         points = landmarks.points[:, :2].astype(np.float64)
         square = bust_window(points)
-        gray = crop_square(image, square, WINDOW).astype(np.float32).mean(-1) / 255.0
+        crop = head_crop(landmarks)
         return Observed(
             points=points,
-            crop=head_crop(landmarks),
+            crop=crop,
             matte=self._matte(image, landmarks),
-            window=gray,
+            window=np.round(crop_square(image, square, WINDOW).mean(-1)).astype(np.uint8),
             square=square,
             size=(image.shape[1], image.shape[0]),
             roi=landmarks.roi,
+            picture=None if self.cutter is None else crop_square(image, crop, PICTURE_SIDE),
         )
 
     def _matte(self, image: np.ndarray, landmarks: Landmarks) -> bytes | None:

@@ -13,7 +13,7 @@ class TrackingOptions:
     Attributes:
         focal: focal length in pixels of the image as loaded; None takes EXIF, else a prior that is refined.
         focal_mm: focal length as equivalent to 35 mm film (36 x 24 mm), by the diagonal; ``focal`` goes first.
-        photometric: refine shape and bust by rendering; needs mattes.
+        photometric: refine shape and bust by rendering; needs mattes, and is not for a known person.
         mattes: cut the head out of its background. A driver needs none.
         max_frames: of a video, after ``stride``; None for all.
         stride: take every n-th frame of a video.

@@ -19,6 +19,7 @@ from .fit_state import Fit, Observation
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .person import KnownPerson, known_person
+from .refinement import refine_person
 from .result import TrackResult, make_frame
 from .staged import LandmarkFitter, group_cameras
 
@@ -50,7 +51,7 @@ def track_photos(
         paths: image files of one person. Unreadable ones and ones without a face are skipped with a warning.
         head: the head model.
         focal: focal length in pixels; None takes EXIF, else finds it.
-        photometric: refine by rendering.
+        photometric: refine shape and bust by rendering; not of a known person.
         identity: of a known person, a Track or coefficients (I,); then shape is not fitted, and with a Track its focal
             length holds for pictures of the same size, and shoulders are placed as its picture shows them.
         options: more settings; ``focal`` and ``photometric`` above go first.
@@ -70,11 +71,18 @@ def track_photos(
     cameras, index = group_cameras(sizes, [photo.focal for photo in photos], fixed)
     observations = [Observation(p.observed.points, p.observed.center, c) for p, c in zip(photos, index)]
     used = None if person is None else person.identity[: fitter.model.identity_basis.shape[-1]]
-    fit = fitter.fit_person(observations, cameras, used)
-    full = fitter.model.full_identity(fit.identity) if person is None else person.identity
+    joint = fitter.fit_person(observations, cameras, used)
+    fit = fitter.complete(observations, joint)
     offsets = None if person is None else person.offsets
-    solver = BustSolver(head, full, offsets)
-    poses = pose_busts(solver, [photo.observed for photo in photos], fit, index, person)
+    observed = [photo.observed for photo in photos]
+    solver = BustSolver(head, fitter.model.full_identity(fit.identity) if person is None else person.identity, offsets)
+    poses, stage = pose_busts(solver, observed, fit, index, person), {}
+    if options.photometric and options.mattes and person is None:
+        say(len(paths), len(paths), "refining the shape")
+        result = refine_person(head, fitter, observed, observations, joint, poses)
+        fit, poses, stage = fitter.complete(observations, result.joint), result.poses, {"photometric": result.summary}
+        solver = BustSolver(head, fitter.model.full_identity(fit.identity))
+    full = fitter.model.full_identity(fit.identity) if person is None else person.identity
     frames = [
         make_frame(fitter.model, photo.observed, fit, k, index[k], solver, poses[k], image=photo.path.as_posix())
         for k, photo in enumerate(photos)
@@ -86,7 +94,7 @@ def track_photos(
         frames=frames,
         offsets=offsets,
         seed=options.seed,
-        metadata=describe(fit, [cameras[c].known for c in index]),
+        metadata={**describe(fit, [cameras[c].known for c in index]), **stage},
         matte_images=tuple(photo.observed.matte for photo in photos),
     )
 
@@ -128,9 +136,8 @@ def pose_busts(
 
 def bust_view(observed: Observed, fit: Fit, k: int, camera: int) -> BustView:
     """Frame ``k`` of a fit for the bust's alignment."""
-    return BustView(
-        observed.window, observed.square, float(fit.focals[camera]), observed.center, fit.rotations[k], fit.translations[k]
-    )
+    gray = observed.window / 255.0
+    return BustView(gray, observed.square, float(fit.focals[camera]), observed.center, fit.rotations[k], fit.translations[k])
 
 
 def _observe(paths: list[Path], options: TrackingOptions, say: Progress) -> list[Photo]:

@@ -93,6 +93,12 @@ def save_track(track: Track, path: str | Path, force: bool = False) -> None:
         raise
 
 
+def resize_matte(matte: np.ndarray, side: int) -> np.ndarray:
+    """A matte uint8 (s, s) at another size."""
+    method = Image.Resampling.BOX if matte.shape[0] >= side else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(matte).resize((side, side), method))
+
+
 def _store_mattes(track: TrackResult, directory: Path) -> TrackResult:
     here = track.rebased(directory.parent)
     if track.video is None:

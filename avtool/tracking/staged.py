@@ -27,8 +27,9 @@ ROTATION_HOLD = np.radians(0.4)
 """How firmly the second stage holds the rotation of the first; tight, because it counts every landmark as independent."""
 LAY_WEIGHT = 0.3
 """Weight of the expression's prior in the second stage."""
-IDENTITY_HOLD = 1.0
-"""Weight of the first stage's identity in the second one, in units of the prior."""
+IDENTITY_HOLD = 4.0
+"""Weight of the first stage's identity in the second one, in units of the prior: laying the mesh onto the picture may bend
+the face only a little, for on renders a looser hold gives a falser shape."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class Camera:
 
     focal: float
     known: bool
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """Frames fitted jointly: their indices, how they were fitted, and both stages' results."""
+
+    indices: list[int]
+    options: FitOptions
+    posed: Fit
+    laid: Fit
 
 
 @dataclass(frozen=True)
@@ -55,39 +66,49 @@ class LandmarkFitter:
 
     def fit_person(
         self, observations: list[Observation], cameras: list[Camera], identity: np.ndarray | None = None
-    ) -> Fit:
-        """Fit all frames of a person, those beyond MAX_JOINT with the identity and focals of the others.
+    ) -> JointFit:
+        """Fit at most MAX_JOINT frames of a person jointly.
 
         Args:
             observations: n faces.
             cameras: the cameras that ``Observation.camera`` counts.
             identity: (I,) components in use when the person is known; then only the rest is fitted.
         """
-        joint = np.unique(np.linspace(0, len(observations) - 1, MAX_JOINT).round().astype(int))
-        chosen = [observations[k] for k in joint] if len(observations) > MAX_JOINT else observations
+        count = len(observations)
+        indices = np.unique(np.linspace(0, count - 1, min(MAX_JOINT, count)).round().astype(int)).tolist()
         # Every camera needs a frame of its own in the joint fit, or its focal would stay at the prior.
-        seen = {o.camera for o in chosen}
-        for observation in observations:
+        seen = {observations[k].camera for k in indices}
+        for k, observation in enumerate(observations):
             if observation.camera not in seen:
-                chosen = [*chosen, observation]
+                indices.append(k)
                 seen.add(observation.camera)
-        fit = self._fit_joint(chosen, cameras, identity)
-        if len(chosen) == len(observations):
-            return fit
-        return concatenate([self.fit_frame(o, fit.identity, fit.focals) for o in observations])
-
-    def _fit_joint(self, observations: list[Observation], cameras: list[Camera], identity: np.ndarray | None) -> Fit:
+        chosen = [observations[k] for k in indices]
         focals = np.array([c.focal for c in cameras])
         known = all(c.known for c in cameras)
         sigma = KNOWN_FOCAL_SIGMA if known else FREE_FOCAL_SIGMA
         options = FitOptions(fix_identity=identity is not None, fix_focal=known, focal_sigma=sigma)
-        start = initial_fit(self.model, observations, focals, identity)
-        first = fit_landmarks(self.model, self.correlated, observations, focals, options, start)
+        start = initial_fit(self.model, chosen, focals, identity)
+        posed = fit_landmarks(self.model, self.correlated, chosen, focals, options, start)
+        return JointFit(indices, options, posed, self.lay_person(chosen, options, posed))
+
+    def lay_person(self, observations: list[Observation], options: FitOptions, posed: Fit) -> Fit:
+        """The second stage of `fit_person`: lays the mesh onto the pictures near the rotations and identity of ``posed``."""
         options = replace(
-            options, identity_weight=IDENTITY_HOLD, expression_weight=LAY_WEIGHT, focal_sigma=0.05, rotation_sigma=ROTATION_HOLD, iterations=20
-        )
+            options, identity_weight=IDENTITY_HOLD, expression_weight=LAY_WEIGHT, focal_sigma=0.05,
+            rotation_sigma=ROTATION_HOLD, iterations=20,
+        )  # fmt: skip
         return fit_landmarks(
-            self.model, self.independent, observations, first.focals, options, first, identity_mean=first.identity
+            self.model, self.independent, observations, posed.focals, options, posed, identity_mean=posed.identity
+        )
+
+    def complete(self, observations: list[Observation], joint: JointFit) -> Fit:
+        """The fit of all frames: those of the joint fit as they are, the others with its identity and focals."""
+        place = {k: j for j, k in enumerate(joint.indices)}
+        return concatenate(
+            [
+                joint.laid.frame(place[k]) if k in place else self.fit_frame(o, joint.laid.identity, joint.laid.focals)
+                for k, o in enumerate(observations)
+            ]
         )
 
     def fit_frame(

@@ -15,16 +15,17 @@ from ..capture.video import probe_video, read_video
 from ..errors import AvtoolError
 from ..head import HeadModel
 from . import so3
-from .bust import MIN_CORRELATION, NECK_SHARE, BustPose, BustSolver, align, make_reference, with_shared_neck
+from .bust import MIN_CORRELATION, NECK_SHARE, BustPose, BustSolver, BustView, align, make_reference, with_shared_neck
 from .fit_state import Fit, Observation
 from .landmark_fit import initial_fit, interocular, landmark_errors
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .person import KnownPerson, known_person
 from .photos import bust_view, describe
+from .refinement import Refinement, refine_person
 from .result import TrackResult, make_frame
 from .smoothing import BUST_SECONDS, gaussian, smooth_pose, smooth_rest, smooth_rotations
-from .staged import Camera, LandmarkFitter, concatenate, group_cameras
+from .staged import Camera, JointFit, LandmarkFitter, concatenate, group_cameras
 
 logger = logging.getLogger("avtool")
 
@@ -92,12 +93,17 @@ def track_video(
     observations = [Observation(o.points, o.center) for o in clip.observed]
     used = None if known is None else known.identity[: fitter.model.identity_basis.shape[-1]]
     keys = key_frames(fitter, observations, cameras)
-    person = fitter.fit_person([observations[k] for k in keys], cameras, used)
-    fit = _fit_all(fitter, observations, person, clip, head, say)
-    full = fitter.model.full_identity(person.identity) if known is None else known.identity
+    joint = fitter.fit_person([observations[k] for k in keys], cameras, used)
+    shift, stage = np.zeros(3), {}
+    if options.photometric and options.mattes and known is None:
+        say(0, len(observations), "refining the shape")
+        result = _refine(head, fitter, clip, observations, keys, joint)
+        joint, shift, stage = result.joint, result.bust_shift, {"photometric": result.summary}
+    fit = _fit_all(fitter, observations, joint.laid, clip, head, say)
+    full = fitter.model.full_identity(joint.laid.identity) if known is None else known.identity
     offsets = None if known is None else known.offsets
     solver = BustSolver(head, full, offsets)
-    poses = pose_bust_clip(solver, clip, fit, known)
+    poses = pose_bust_clip(solver, clip, fit, known, shift)
     name = Path(path) if Path(path).is_absolute() else Path(os.path.normpath(path))
     frames = [
         make_frame(fitter.model, clip.observed[k], fit, k, 0, solver, poses[k], frame_idx=i, timestamp=i / clip.fps)
@@ -111,8 +117,22 @@ def track_video(
         fps=clip.fps / options.stride,
         offsets=offsets,
         seed=options.seed,
-        metadata={**describe(fit, [cameras[0].known]), "frames_without_face": clip.missed},
+        metadata={**describe(fit, [cameras[0].known]), "frames_without_face": clip.missed, **stage},
         matte_images=tuple(o.matte for o in clip.observed) if options.mattes else (),
+    )
+
+
+def _refine(
+    head: HeadModel, fitter: LandmarkFitter, clip: Clip, observations: list[Observation], keys: list[int], joint: JointFit
+) -> Refinement:
+    """The photometric stage on the key frames, all of which are in the joint fit."""
+    solver = BustSolver(head, fitter.model.full_identity(joint.laid.identity))
+    frames = [keys[k] for k in joint.indices]
+    views = [bust_view(clip.observed[k], joint.laid, j, 0) for j, k in enumerate(frames)]
+    poses = _pose_busts(solver, views, joint.laid, None, np.zeros(3))
+    joint = replace(joint, indices=list(range(len(frames))))
+    return refine_person(
+        head, fitter, [clip.observed[k] for k in frames], [observations[k] for k in frames], joint, poses
     )
 
 
@@ -199,14 +219,31 @@ def runs_of(clip: Clip) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:])]
 
 
-def pose_bust_clip(solver: BustSolver, clip: Clip, fit: Fit, person: KnownPerson | None = None) -> list[BustPose]:
+def pose_bust_clip(
+    solver: BustSolver, clip: Clip, fit: Fit, person: KnownPerson | None, shift: np.ndarray
+) -> list[BustPose]:
     """Bust and neck of every frame: steady for the clip, and measured against the known person's picture when it shows
-    the same clothes, else against the clip's most typical frame."""
+    the same clothes, else against the clip's most typical frame.
+
+    Args:
+        shift: (3,) turn of the bust in the camera that the photometric stage found.
+    """
+    poses = _pose_busts(solver, [bust_view(o, fit, k, 0) for k, o in enumerate(clip.observed)], fit, person, shift)
+    busts, necks = np.stack([p.bust for p in poses]), np.stack([p.neck for p in poses])
+    rate = clip.fps / _step(clip)
+    for run in runs_of(clip):
+        busts[run] = smooth_rotations(busts[run], lambda x: gaussian(x, BUST_SECONDS, rate))
+        necks[run] = smooth_rotations(necks[run], lambda x: gaussian(x, BUST_SECONDS / 2, rate))
+    return [BustPose(b, n) for b, n in zip(busts, necks)]
+
+
+def _pose_busts(
+    solver: BustSolver, views: list[BustView], fit: Fit, person: KnownPerson | None, shift: np.ndarray
+) -> list[BustPose]:
     turns = so3.log(np.einsum("ij,njk->nik", so3.FRONTAL.T, fit.rotations))
     median = np.median(turns, 0)
     typical = int(np.argmin(((turns - median) ** 2).sum(1)))
-    steady = so3.FRONTAL @ so3.exp(STEADY_FRACTION * median)
-    views = [bust_view(o, fit, k, 0) for k, o in enumerate(clip.observed)]
+    steady = so3.exp(shift) @ so3.FRONTAL @ so3.exp(STEADY_FRACTION * median)
     reference = make_reference(solver, views[typical], with_shared_neck(steady, views[typical].rotation))
     known = None if person is None else person.reference(solver)
     if known is not None:
@@ -215,17 +252,12 @@ def pose_bust_clip(solver: BustSolver, clip: Clip, fit: Fit, person: KnownPerson
         if align(solver, candidate, views[typical], [start])[1] >= MIN_CORRELATION:
             steady, reference = known[1].bust, candidate
     poses: list[BustPose] = []
-    for k, view in enumerate(views):
+    for view in views:
         prior = with_shared_neck(steady, view.rotation)
         starts = [prior, _carried(poses[-1], view.rotation)] if poses else [prior]
         pose, correlation = align(solver, reference, view, starts)
         poses.append(pose if correlation >= MIN_CORRELATION else prior)
-    busts, necks = np.stack([p.bust for p in poses]), np.stack([p.neck for p in poses])
-    rate = clip.fps / _step(clip)
-    for run in runs_of(clip):
-        busts[run] = smooth_rotations(busts[run], lambda x: gaussian(x, BUST_SECONDS, rate))
-        necks[run] = smooth_rotations(necks[run], lambda x: gaussian(x, BUST_SECONDS / 2, rate))
-    return [BustPose(b, n) for b, n in zip(busts, necks)]
+    return poses
 
 
 def _carried(pose: BustPose, rotation: np.ndarray) -> BustPose:
