@@ -207,6 +207,14 @@ class _Solver:
             points = points + model.jaw_weights[:, None] * (swing + joint - points)
         return points, derivatives
 
+    def turned_bases(self, state: Fit, k: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Identity and expression bases (rows, 3, .) of one eye's landmarks, turned with the gaze about a joint that moves
+        with the identity."""
+        model, rows = self.model, self.eye_rows[side]
+        turned = so3.gaze_matrix(*state.gaze[k, side])[0]
+        still = model.joints_basis[("eye_l", "eye_r")[side]][:, : model.identity_basis.shape[-1]]
+        return turned @ (model.identity_basis[rows] - still) + still, turned @ model.expression_basis[rows]
+
     def project(self, state: Fit, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
         """Pixels (L, 2), camera points (L, 3), rest points (L, 3) and the derivatives of `shape`."""
         points, derivatives = self.shape(state, k)
@@ -266,10 +274,14 @@ class _Solver:
         if len(derivatives) > 4:
             columns[:, :, 10] = np.einsum("lij,lj->li", by_point, derivatives[4])
         columns[:, :, self.POSE :] = by_point @ model.expression_basis
+        by_identity = by_point @ model.identity_basis if self.num_identity else np.zeros((len(z), 2, 0))
+        for side, rows in enumerate(self.eye_rows):
+            identity_rows, expression_rows = self.turned_bases(state, k, side)
+            columns[rows, :, self.POSE :] = by_point[rows] @ expression_rows
+            if self.num_identity:
+                by_identity[rows] = by_point[rows] @ identity_rows
         by_focal = np.einsum("lij,lj->li", upright, pixels - self.observations[k].center)[..., None]
-        shared = by_focal
-        if self.num_identity:
-            shared = np.concatenate([by_point @ model.identity_basis, by_focal], -1)
+        shared = np.concatenate([by_identity, by_focal], -1)
         whiten = self.noise.whiten
         both = np.concatenate([residual[..., None], shared, columns], -1).reshape(2 * len(z), -1)
         both = whiten(both)

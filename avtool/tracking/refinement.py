@@ -24,7 +24,7 @@ from .staged import JointFit, LandmarkFitter, concatenate
 
 logger = logging.getLogger("avtool")
 
-MAX_PICTURES = 6
+MAX_PICTURES = 5
 """Pictures the stage renders; its cost is proportional to them."""
 MAX_LANDMARK_GROWTH = 1.15
 

@@ -17,7 +17,7 @@ from .landmark_fit import fit_landmarks, initial_fit
 from .landmark_model import LandmarkModel, build_landmark_model
 from .noise import LandmarkNoise, load_noise
 
-MAX_JOINT = 12
+MAX_JOINT = 8
 """Faces fitted jointly for the identity; more add little and cost the cube of their number."""
 FOCAL_PRIOR = 1.2
 """Focal length over the longer side of the image: what phones and webcams have, roughly."""

@@ -29,7 +29,7 @@ from .staged import Camera, JointFit, LandmarkFitter, concatenate, group_cameras
 
 logger = logging.getLogger("avtool")
 
-KEY_FRAMES = 12
+KEY_FRAMES = 8
 MATTE_SIDE = 256
 HOLD = 0.3
 """How much a frame holds on to the expression of the one before, in units of the expression's prior."""
