@@ -82,7 +82,7 @@ def test_photos_are_approached_and_reference_views_hold_the_rest(avatar: Avatar,
     with torch.no_grad():
         error["start"] = photo_error(start)
     for name, weight in (("free", 0.0), ("guarded", 0.05)):
-        options = replace(OPTIONS, steps=16, feature_rate=1e-2, reference_weight=weight, reference_views=16)
+        options = replace(OPTIONS, steps=12, feature_rate=1e-2, reference_weight=weight, reference_views=16)
         tuned = finetune(avatar, track, options)
         assert ("without" in tuned.metadata["tuned"]) == (name == "free") and tuned.metadata["made_by"] == "test"
         after = Finetuning(tuned, track, OPTIONS, "track")

@@ -20,7 +20,7 @@ from avtool.prior.photos import MAX_PHOTOS, PhotoLight, beyond_photo, hide, load
 from avtool.prior.prior import Prior
 
 SIZE, KNOWN = 48, 2
-OPTIONS = InvertOptions(steps=40, size=SIZE)
+OPTIONS = InvertOptions(steps=30, size=SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -139,9 +139,10 @@ def test_tracked_parameters_and_offsets_move_at_their_rates(joint: tuple[TrainCo
     limit = config.steps * 1.01
     for k, name in enumerate(names):
         moved = (saved.tensors[f"params.tracking.{k}"] - getattr(params, name)).abs().max().item()
-        assert 0 < moved < limit * config.track_rate, name
+        assert 0.5 * config.track_rate < moved < limit * config.track_rate, name
     offsets = saved.tensors["params.offsets.0"].abs()
-    assert offsets.shape == (PEOPLE, head.num_vertices, 3) and 0 < offsets.max() < limit * config.offset_rate
+    assert offsets.shape == (PEOPLE, head.num_vertices, 3)
+    assert 0.5 * config.offset_rate < offsets.max() < limit * config.offset_rate
     assert {f"optimizer.tracking.{k}.exp_avg" for k in range(6)} < set(saved.tensors)
 
 
