@@ -122,7 +122,7 @@ class LandmarkFitter:
         """Fit one frame of a known person.
 
         Args:
-            start: fit of the frame before; its expression is where this one starts.
+            start: fit of the frame before; its pose and expression are where this one starts.
             weight: how much to hold on to that expression, in units of the expression's prior.
         """
         first = self.pose_frame(observation, identity, focals, start, weight)
@@ -139,6 +139,7 @@ class LandmarkFitter:
         """The first stage of `fit_frame`."""
         if start is None:
             start = initial_fit(self.model, [observation], focals, identity)
+        start = replace(start, identity=identity, focals=focals)
         options = FitOptions(iterations=10, fix_identity=True, fix_focal=True, tolerance=1e-3)
         return fit_landmarks(
             self.model, self.correlated, [observation], focals, options, start, start.expression, weight
