@@ -27,6 +27,9 @@ logger = logging.getLogger("avtool")
 MAX_PICTURES = 5
 """Pictures the stage renders; its cost is proportional to them."""
 MAX_LANDMARK_GROWTH = 1.15
+REFINED_HOLD = 16.0
+"""As IDENTITY_HOLD, for the stage's identity, which is worth more: with less of a hold laying the landmarks anew undoes
+most of what the stage has gained on renders."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _lay_anew(fitter: LandmarkFitter, observations: list[Observation], joint: Jo
     posed = concatenate(
         [fitter.pose_frame(o, identity, focals, joint.laid.frame(k)) for k, o in enumerate(observations)]
     )
-    return fitter.lay_person(observations, replace(joint.options, fix_focal=True), posed)
+    return fitter.lay_person(observations, replace(joint.options, fix_focal=True), posed, REFINED_HOLD)
 
 
 def _rounded(*values: float) -> list[float]:

@@ -91,10 +91,12 @@ class LandmarkFitter:
         posed = fit_landmarks(self.model, self.correlated, chosen, focals, options, start)
         return JointFit(indices, options, posed, self.lay_person(chosen, options, posed))
 
-    def lay_person(self, observations: list[Observation], options: FitOptions, posed: Fit) -> Fit:
+    def lay_person(
+        self, observations: list[Observation], options: FitOptions, posed: Fit, hold: float = IDENTITY_HOLD
+    ) -> Fit:
         """The second stage of `fit_person`: lays the mesh onto the pictures near the rotations and identity of ``posed``."""
         options = replace(
-            options, identity_weight=IDENTITY_HOLD, expression_weight=LAY_WEIGHT, focal_sigma=0.05,
+            options, identity_weight=hold, expression_weight=LAY_WEIGHT, focal_sigma=0.05,
             rotation_sigma=ROTATION_HOLD, iterations=20,
         )  # fmt: skip
         return fit_landmarks(
