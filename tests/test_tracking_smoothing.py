@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from avtool.head import load_head_model
-from avtool.tracking import so3
-from avtool.tracking.bust import BustPose, BustSolver, BustView, align, make_reference, with_shared_neck
+from avtool.tracking import photos, so3
+from avtool.tracking.bust import BustPose, BustSolver, BustView, align, assumed_pose, make_reference, with_shared_neck
 from avtool.tracking.fit_state import Fit
 from avtool.tracking.landmark_model import build_landmark_model
+from avtool.tracking.observe import Observed
 from avtool.tracking.smoothing import polynomial, smooth_pose, smooth_rest
 
 FPS = 25.0
@@ -105,3 +106,21 @@ def test_alignment_finds_how_the_bust_has_turned(solver: BustSolver) -> None:
     off = np.degrees(np.linalg.norm(so3.log(found.bust @ turned.bust.T)))
     assert correlation > 0.8
     assert off < 3.0
+
+
+@pytest.mark.parametrize(("degrees", "correlation", "taken"), [(5.0, 1.0, True), (25.0, 1.0, False), (5.0, 0.2, False)])
+def test_a_bust_that_slid_along_plain_clothes_is_not_believed(
+    solver: BustSolver, monkeypatch: pytest.MonkeyPatch, degrees: float, correlation: float, taken: bool
+) -> None:
+    rotations = so3.FRONTAL @ so3.exp(np.array([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]]))
+    fit = Fit(np.zeros(3), np.array([700.0]), rotations, np.tile([0.0, 0.0, 0.9], (2, 1)), np.zeros((2, 1)), np.zeros((2, 2, 2)), np.zeros(2))
+    seen = Observed(np.zeros((478, 2)), (0, 0, 1), None, np.zeros((128, 128), np.uint8), (150.0, 230.0, 330.0), (640, 480), None)
+
+    def slide(solver: BustSolver, reference: object, view: BustView, starts: list[BustPose]) -> tuple[BustPose, float]:
+        return BustPose(so3.exp(np.array([np.radians(degrees), 0, 0])) @ starts[0].bust, starts[0].neck), correlation
+
+    monkeypatch.setattr(photos, "align", slide)
+    poses = photos.pose_busts(solver, [seen, seen], fit, [0, 0])
+    turn = np.degrees(np.linalg.norm(so3.log(poses[1].bust @ poses[0].bust.T)))
+    expected = degrees if taken else np.degrees(np.linalg.norm(so3.log(assumed_pose(rotations[1]).bust @ poses[0].bust.T)))
+    assert turn == pytest.approx(expected, abs=1e-6)

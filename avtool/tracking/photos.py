@@ -14,6 +14,7 @@ from ..artifacts.track import Track
 from ..capture.images import LoadedImage, load_image
 from ..errors import AvtoolError
 from ..head import HeadModel
+from . import so3
 from .bust import MIN_CORRELATION, BustPose, BustSolver, BustView, align, assumed_pose, make_reference, with_shared_neck
 from .fit_state import Fit, Observation
 from .observe import Observed, Observer, Progress
@@ -24,6 +25,9 @@ from .result import TrackResult, make_frame
 from .staged import LandmarkFitter, group_cameras
 
 logger = logging.getLogger("avtool")
+
+MAX_SWING = np.radians(10.0)
+"""How far an aligned bust may lie from where it is expected."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,16 @@ def pose_busts(
             continue
         still = with_shared_neck(start.bust, view.rotation)
         pose, correlation = align(solver, reference, view, [still, assumed[k]])
-        logger.debug("photo %d: the bust's correlation with the reference is %.2f", k, correlation)
-        poses.append(pose if correlation >= MIN_CORRELATION else assumed[k])
+        # Plain clothes correlate with themselves anywhere: a bust far from both expectations has slid along them.
+        swing = min(_angle(pose.bust, guess.bust) for guess in (still, assumed[k]))
+        logger.debug("photo %d: the bust's correlation with the reference is %.2f, its swing %.2f rad", k, correlation, swing)
+        poses.append(pose if correlation >= MIN_CORRELATION and swing <= MAX_SWING else assumed[k])
     return poses
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Radians between two rotations (3, 3)."""
+    return float(np.linalg.norm(so3.log(a @ b.T)))
 
 
 def bust_view(observed: Observed, fit: Fit, k: int, camera: int) -> BustView:

@@ -27,7 +27,7 @@ logger = logging.getLogger("avtool")
 MAX_PICTURES = 5
 """Pictures the stage renders; its cost is proportional to them."""
 MAX_LANDMARK_GROWTH = 1.15
-REFINED_HOLD = 16.0
+REFINED_HOLD = 32.0
 """As IDENTITY_HOLD, for the stage's identity, which is worth more: with less of a hold laying the landmarks anew undoes
 most of what the stage has gained on renders."""
 
