@@ -97,7 +97,7 @@ def photo_error(tuning: Finetuning) -> float:
     total = 0.0
     for k in range(len(tuning.photos)):
         gaussians, _ = tuning.posed(k, False)
-        total += float(tuning.photo_loss(gaussians, k)["photo"])
+        total += float(tuning.photo_loss(gaussians, tuning.photos, k)["photo"])
     return total
 
 
@@ -181,7 +181,7 @@ def test_the_mouth_gets_no_gradient(avatar: Avatar, track: Track, monkeypatch: p
     for parameter in tuning.groups()["features"]:
         parameter.requires_grad_()
     gaussians, _ = tuning.posed(1, False)
-    torch.stack(list(tuning.photo_loss(gaussians, 1).values())).sum().backward()
+    torch.stack(list(tuning.photo_loss(gaussians, tuning.photos, 1).values())).sum().backward()
     mouth = tuning.photos.mouths[1, ..., 0] > 0
     skin = (tuning.photos.mattes[1, ..., 0] > 0.99) & ~mouth & ~beyond[1, ..., 0]
     assert mouth.sum() > 20 and skin.sum() > 100
@@ -231,3 +231,19 @@ def test_without_a_refiner_there_is_one_picture(head: HeadModel, track: Track) -
         _, parts = tuning.loss(0)
     assert set(parts) == {"photo", "alpha", "scale", "position", "arap", "reference"}
     assert finetune(plain, track, OPTIONS).refiner is None
+
+
+def test_the_first_half_sees_photos_of_half_the_size(avatar: Avatar, track: Track, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = Finetuning.photo_loss
+
+    def watched(self: Finetuning, gaussians: object, photos: object, photo: int) -> dict[str, torch.Tensor]:
+        seen.append(photos.size)
+        return original(self, gaussians, photos, photo)
+
+    monkeypatch.setattr(Finetuning, "photo_loss", watched)
+    finetune(avatar, track, replace(OPTIONS, steps=4, size=64))
+    assert seen == [32, 32, 64, 64]
+    seen.clear()
+    finetune(avatar, track, replace(OPTIONS, steps=2, size=48))
+    assert seen == [48, 48]

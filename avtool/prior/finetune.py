@@ -26,10 +26,12 @@ from avtool.losses import arap
 from avtool.prior.avatar import Avatar
 from avtool.prior.gapnet import Geometry
 from avtool.prior.objective import LossWeights, reconstruction, regularization
-from avtool.prior.photos import PhotoLight, hide, lit_images, load_photos
+from avtool.prior.photos import PhotoLight, PhotoSet, hide, lit_images, load_photos
 from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
+MIN_SIZE = 32
+"""Photos are not halved below this: SSIM's window would see little else than its border."""
 _MOTION = ("expression", "neck", "head", "jaw", "eyes")
 
 
@@ -39,6 +41,7 @@ class FinetuneOptions:
 
     steps: int = 500
     size: int = 256
+    coarse_share: float = 0.5  # share of the steps, from the start, on photos of half the size: a third of the time each
     feature_rate: float = 1e-3
     other_rate: float = 1e-5
     light_rate: float = 2e-3
@@ -71,6 +74,8 @@ class Finetuning:
     def __init__(self, avatar: Avatar, track: Track, options: FinetuneOptions, name: str) -> None:
         self.options, self.head, self.binding = options, avatar.head, avatar.binding
         self.photos = load_photos(track, avatar.head, options.size, name)
+        halved = options.coarse_share > 0 and options.size >= 2 * MIN_SIZE
+        self.coarse = load_photos(track, avatar.head, options.size // 2, name) if halved else self.photos
         self.gapnet, self.refiner = copy.deepcopy(avatar.gapnet), copy.deepcopy(avatar.refiner)
         self.code, self.identity = avatar.code.clone(), avatar.identity.clone()
         offsets = avatar.offsets
@@ -137,7 +142,8 @@ class Finetuning:
         guarded = self.references is not None and step % self.options.reference_every == 0
         gaussians, geometry = self.posed(photo, guarded)
         weights = self.options.weights
-        parts = self.photo_loss(gaussians[:1], photo)
+        early = step < self.options.coarse_share * self.options.steps
+        parts = self.photo_loss(gaussians[:1], self.coarse if early else self.photos, photo)
         parts |= regularization(geometry, self.binding.spacing, weights)
         parts["arap"] = weights.arap * arap(self.offsets, self.head.template, self.edges)
         if guarded:
@@ -146,9 +152,9 @@ class Finetuning:
             parts["reference"] = weight * self.reference_loss(gaussians[1:], view)
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
-    def photo_loss(self, gaussians: Gaussians, photo: int) -> dict[str, Tensor]:
+    def photo_loss(self, gaussians: Gaussians, photos: PhotoSet, photo: int) -> dict[str, Tensor]:
         """Lrec of refined and plain picture outside the mouth, and coverage."""
-        photos, weights, size = self.photos, self.options.weights, self.photos.size
+        weights, size = self.options.weights, photos.size
         index = slice(photo, photo + 1)
         colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
         which = torch.tensor([photo], device=colors.device)
