@@ -97,6 +97,8 @@ def main(args: list[str] | None = None) -> None:
     # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long.
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # The landmark fit's matrices are small: numpy's threads wait for one another longer than they work.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     args = sys.argv[1:] if args is None else args
     verbose = "--verbose" in args or "-v" in args

@@ -31,7 +31,9 @@ BUST_SIGMA, NECK_SIGMA = np.radians(8.0), np.radians(10.0)
 APPEARANCE_SIGMA = 0.35
 EFFECTIVE_POINTS = 60.0
 """Neighboring torso points see the same cloth: all of them count as this many independent ones."""
-MIN_POINTS = 40
+POINT_STRIDE = 2
+"""Every so many-th triangle of the torso: neighbors tell the same, and alignment costs in proportion."""
+MIN_POINTS = 30
 MIN_CORRELATION = 0.55
 
 
@@ -111,7 +113,7 @@ def _torso_points(head: HeadModel, vertices: np.ndarray, column: dict[str, int])
     """Centers of torso and neck triangles (N, 3), their normals and (N, 3) weights of bust, neck and head."""
     names = [name for name in ("torso", "neck") if name in head.region_names]
     mask = head.region_mask(*names).cpu().numpy()
-    faces = head.faces.cpu().numpy()[mask]
+    faces = head.faces.cpu().numpy()[mask][::POINT_STRIDE]
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)

@@ -24,7 +24,7 @@ from .staged import JointFit, LandmarkFitter, concatenate
 
 logger = logging.getLogger("avtool")
 
-MAX_PICTURES = 5
+MAX_PICTURES = 4
 """Pictures the stage renders; its cost is proportional to them."""
 MAX_LANDMARK_GROWTH = 1.15
 REFINED_HOLD = 32.0
