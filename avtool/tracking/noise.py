@@ -36,7 +36,7 @@ class LandmarkNoise:
         """(2L, ...) mm -> (2L, ...) of unit covariance."""
         scale = self.inverse_sigma.reshape(-1, *([1] * (residuals.ndim - 1)))
         scaled = residuals * scale
-        return scaled + (self.modes * self.shrink) @ (self.modes.T @ scaled)
+        return scaled + (self.modes * self.shrink) @ (self.modes.T @ scaled) if len(self.shrink) else scaled
 
 
 def factorize(
@@ -58,7 +58,9 @@ def factorize(
     values, vectors = values[-num_modes:], vectors[:, -num_modes:]
     sigma = sigma * np.sqrt(floor)
     strength = np.maximum(values / floor - 1.0, 0.0)
-    return LandmarkNoise(bias.astype(np.float64), 1.0 / sigma, vectors, (1.0 + strength) ** -0.5 - 1.0)
+    # Independent landmarks have no modes: multiplying by nothing would be most of the work of whitening.
+    kept = strength > 1e-6
+    return LandmarkNoise(bias.astype(np.float64), 1.0 / sigma, vectors[:, kept], (1.0 + strength[kept]) ** -0.5 - 1.0)
 
 
 def independent(num_landmarks: int, sigma_mm: float = DEFAULT_SIGMA_MM) -> LandmarkNoise:
