@@ -22,7 +22,7 @@ class TrainConfig:
     uv_size: int = 128  # [300]
     refiner: str = "default"  # width of the CNN: none, tiny, default, large, paper
     image_size: int = 256
-    coarse_share: float = 0.0  # share of the steps, from the start, on pictures of half the size: a third of the cost each
+    coarse_share: float = 0.0  # share of the steps, from the start, on pictures of half the size: about half the cost each
     steps: int = 20000  # [100,000]
     batch_size: int = 32  # pictures a step [32]
     views_per_identity: int = 4  # pictures of one person in a batch; A^g and meshes of a person are shared by them

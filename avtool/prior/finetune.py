@@ -41,7 +41,7 @@ class FinetuneOptions:
 
     steps: int = 500
     size: int = 256
-    coarse_share: float = 0.5  # share of the steps, from the start, on photos of half the size: a third of the time each
+    coarse_share: float = 0.5  # share of the steps, from the start, on photos of half the size: about 0.6 of the time each
     feature_rate: float = 4e-3  # the paper's 1e-3 belongs to features of a size it does not give; ours are about 1
     other_rate: float = 1e-5
     light_rate: float = 2e-3

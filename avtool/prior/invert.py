@@ -30,7 +30,7 @@ class InvertOptions:
 
     steps: int = 500
     size: int = 128
-    photos_per_step: int = 1  # drawn anew each step: the mix is as good after as many steps, in a third of the time
+    photos_per_step: int = 1  # drawn anew each step; more make a step dearer and its loss less noisy
     learning_rate: float = 0.1  # of the logits w; the paper gives none
     light_rate: float = 5e-3
     scan: bool = True  # start from how well each known person fits, instead of from the mean
