@@ -17,8 +17,9 @@ from avtool.cameras import project
 from avtool.head import HeadModel, load_head_model
 from avtool.prior import finetune as module
 from avtool.prior.avatar import Avatar
-from avtool.prior.finetune import Finetuning, FinetuneOptions, finetune, reference_cameras
+from avtool.prior.finetune import Finetuning, FinetuneOptions, finetune
 from avtool.prior.objective import LossWeights
+from avtool.prior.reference_views import make_reference_views, reference_cameras, reference_expressions
 
 SIZE = 48
 OPTIONS = FinetuneOptions(steps=2, size=SIZE, reference_views=4, reference_size=24)
@@ -71,14 +72,14 @@ def test_every_parameter_is_in_one_group(avatar: Avatar, track: Track) -> None:
     assert sorted(known) == sorted(listed) and len(set(listed)) == len(listed)
     assert groups["features"] == [tuning.gapnet.features] and set(groups) == {"features", "other", "light"}
     assert set(tuning.motion) == {"expression", "neck", "head", "jaw", "eyes"}
-    assert FinetuneOptions().feature_rate == 4e-3 and FinetuneOptions().other_rate == 1e-5
+    assert FinetuneOptions().feature_rate >= 100 * FinetuneOptions().other_rate > 0
 
 
 def test_photos_are_approached_and_reference_views_hold_the_rest(avatar: Avatar, track: Track) -> None:
     """Without the third guard the neutral face drifts more; with it the photos are still learned."""
     drift, error = {}, {}
     start = Finetuning(avatar, track, OPTIONS, "track")
-    pictures = start.references[2]
+    pictures = start.references.pictures
     with torch.no_grad():
         error["start"] = photo_error(start)
     for name, weight in (("free", 0.0), ("guarded", 0.05)):
@@ -86,7 +87,7 @@ def test_photos_are_approached_and_reference_views_hold_the_rest(avatar: Avatar,
         tuned = finetune(avatar, track, options)
         assert ("without" in tuned.metadata["tuned"]) == (name == "free") and tuned.metadata["made_by"] == "test"
         after = Finetuning(tuned, track, OPTIONS, "track")
-        drift[name] = (after.references[2] - pictures).abs().mean().item()
+        drift[name] = (after.references.pictures - pictures).abs().mean().item()
         with torch.no_grad():
             error[name] = photo_error(after)
     assert 0.001 < drift["guarded"] < 0.85 * drift["free"]
@@ -96,7 +97,7 @@ def test_photos_are_approached_and_reference_views_hold_the_rest(avatar: Avatar,
 def photo_error(tuning: Finetuning) -> float:
     total = 0.0
     for k in range(len(tuning.photos)):
-        gaussians, _ = tuning.posed(k, False)
+        gaussians, _ = tuning.posed(k)
         total += float(tuning.photo_loss(gaussians, tuning.photos, k)["photo"])
     return total
 
@@ -104,7 +105,7 @@ def photo_error(tuning: Finetuning) -> float:
 def test_reference_views_start_at_no_loss_and_count_as_their_sum(avatar: Avatar, track: Track, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come every second step with the weight of all views and of the steps without."""
     tuning = Finetuning(avatar, track, OPTIONS, "track")
-    assert tuning.references[2].shape == (4, 24, 24, 3)
+    assert tuning.references.pictures.shape == (4, 24, 24, 3)
     with torch.no_grad():
         assert tuning.loss(0)[1]["reference"] < 1e-4
         assert "reference" not in tuning.loss(1)[1]
@@ -127,6 +128,25 @@ def test_reference_cameras_stand_around_the_head() -> None:
     yaws = torch.atan2(places[:, 0], places[:, 2])
     assert yaws.min() < -1.3 and yaws.max() > 1.3 and places[:, 1].min() < -0.1 and places[:, 1].max() > 0.2
     assert len(reference_cameras(center, 0.24, 1, 32)[0]) == 1
+
+
+def test_reference_views_wear_expressions(avatar: Avatar) -> None:
+    """Half of them are neutral, the others show shut eyes or an open mouth; every picture is the avatar's own."""
+    head = avatar.head
+    expression = reference_expressions(head, 16)
+    blink, jaw = (expression[:, head.expression_index(name)] for name in ("eyeBlinkLeft", "jawOpen"))
+    assert ((expression == 0).all(1)).sum() == 8 and (blink == 1).sum() == 4 and (jaw > 0.5).sum() == 4
+    assert not ((blink > 0) & (jaw > 0)).any() and (expression[:8] != expression[8:]).any(1).sum() == 4
+    views = make_reference_views(avatar, 4, 32)
+    for k in range(4):
+        params = avatar.params_for(views.expression[k : k + 1], *torch.zeros(3, 1, 3), torch.zeros(1, 2, 3))
+        image, _ = avatar.render(params, views.viewmats[k : k + 1], views.Ks[k : k + 1], 32, 32, background=torch.ones(3))
+        assert torch.allclose(views.pictures[k], image[0], atol=1e-4)
+
+
+def test_a_head_without_named_shapes_stays_neutral(head: HeadModel) -> None:
+    nameless = replace(head, expression_names=tuple(f"expression{k}" for k in range(head.num_expression)))
+    assert reference_expressions(nameless, 16).abs().max() == 0
 
 
 def painted_mouth(track: Track, tuning: Finetuning, folder: Path) -> Track:
@@ -180,7 +200,7 @@ def test_the_mouth_gets_no_gradient(avatar: Avatar, track: Track, monkeypatch: p
     monkeypatch.setattr(module, "render_channels", render_channels)
     for parameter in tuning.groups()["features"]:
         parameter.requires_grad_()
-    gaussians, _ = tuning.posed(1, False)
+    gaussians, _ = tuning.posed(1)
     torch.stack(list(tuning.photo_loss(gaussians, tuning.photos, 1).values())).sum().backward()
     mouth = tuning.photos.mouths[1, ..., 0] > 0
     skin = (tuning.photos.mattes[1, ..., 0] > 0.99) & ~mouth & ~beyond[1, ..., 0]
@@ -212,12 +232,12 @@ def test_photos_come_in_shuffled_rounds(avatar: Avatar, track: Track) -> None:
 def test_the_light_of_a_photo_is_not_in_the_avatar(avatar: Avatar, track: Track, tmp_path: Path) -> None:
     """However large the light of single photos: the avatar's pictures and its file know nothing of it."""
     tuning = Finetuning(avatar, track, OPTIONS, "track")
-    before = tuning.references[2]
+    before = tuning.references.pictures
     with torch.no_grad():
         tuning.light.log_gains[0] += 3.0
         tuning.light.biases[2] -= 0.5
     result = tuning.avatar({})
-    assert torch.equal(Finetuning(result, track, OPTIONS, "track").references[2], before)
+    assert torch.equal(Finetuning(result, track, OPTIONS, "track").references.pictures, before)
     result.save(tmp_path / "tuned.safetensors")
     avatar.save(tmp_path / "given.safetensors")
     names = [set(tensors(Avatar.load(tmp_path / f"{name}.safetensors"))) for name in ("tuned", "given")]

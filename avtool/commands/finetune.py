@@ -14,7 +14,7 @@ def finetune_command(
     inverted: Annotated[Path, typer.Argument(metavar="INVERTED", help="inverted.safetensors, from invert.")],
     track: Annotated[str, typer.Argument(metavar="TRACK", help="The track.json it was inverted from, or - .")] = "track.json",
     output: options.OutputOption = Path("avatar.safetensors"),
-    steps: Annotated[int, typer.Option(min=1, help="Number of optimization steps.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimization steps.")] = 250,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the compared pictures in pixels.")] = 256,
     reference_weight: Annotated[
         float, typer.Option(min=0.0, help="Weight of the views that must stay as they are; 0 lets them go.")
