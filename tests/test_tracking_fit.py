@@ -12,9 +12,10 @@ from avtool.artifacts.track import Track
 from avtool.cameras import project
 from avtool.head import HeadModel, load_head_model
 from avtool.tracking import landmark_fit, so3, staged
+from avtool.tracking.affine_start import initial_fit
 from avtool.tracking.bust import BustSolver, assumed_pose
 from avtool.tracking.fit_state import Fit, FitOptions, Observation
-from avtool.tracking.landmark_fit import fit_landmarks, initial_fit, landmark_information
+from avtool.tracking.landmark_fit import fit_landmarks, landmark_information
 from avtool.tracking.noise import JITTER_MM, factorize, independent
 from avtool.tracking.observe import Observed
 from avtool.tracking.result import make_frame

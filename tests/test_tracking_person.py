@@ -78,4 +78,4 @@ def test_the_same_photo_again_is_the_same_person(head: HeadModel, astronaut: Pat
     assert load_image(astronaut).pixels.shape[:2] == (frame.height, frame.width)
     alone = track_photos([astronaut], head, photometric=False).frames[0]
     distance = [np.abs(np.asarray(f.neck) - np.asarray(turned.neck)).max() for f in (frame, alone)]
-    assert distance[0] < 0.02 < distance[1]
+    assert distance[0] < 0.03 < 0.05 < distance[1]

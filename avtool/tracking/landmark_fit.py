@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import so3
+from .affine_start import initial_fit
 from .fit_state import Fit, FitOptions, Observation
 from .landmark_model import LandmarkModel
 from .noise import LandmarkNoise
@@ -90,47 +91,6 @@ def landmark_information(
     return matrix[np.ix_(keep, keep)] - cross @ np.linalg.solve(matrix[np.ix_(free, free)] + 1e-9 * np.eye(free.sum()), cross.T)
 
 
-def initial_fit(
-    model: LandmarkModel,
-    observations: list[Observation],
-    focals: np.ndarray,
-    identity: np.ndarray | None = None,
-) -> Fit:
-    """Neutral faces posed by a scaled-orthographic camera fitted to the rigid landmarks."""
-    identity = np.zeros(model.identity_basis.shape[-1]) if identity is None else identity
-    rigid = model.eye_weights.sum(0) < 0.5
-    points = (model.template + model.identity_basis @ identity)[rigid]
-    rotations, translations = [], []
-    for observation in observations:
-        pixels = observation.landmarks[model.landmark_ids][rigid]
-        rotation, translation = _affine_pose(points, pixels - observation.center, float(focals[observation.camera]))
-        rotations.append(rotation)
-        translations.append(translation)
-    n = len(observations)
-    return Fit(
-        identity=identity,
-        focals=np.asarray(focals, np.float64),
-        rotations=np.stack(rotations),
-        translations=np.stack(translations),
-        expression=np.zeros((n, model.expression_basis.shape[-1])),
-        gaze=np.zeros((n, 2, 2)),
-        jaw=np.zeros(n),
-    )
-
-
-def _affine_pose(points: np.ndarray, pixels: np.ndarray, focal: float) -> tuple[np.ndarray, np.ndarray]:
-    centered = points - points.mean(0)
-    rows = np.linalg.lstsq(centered, pixels - pixels.mean(0), rcond=None)[0].T
-    scale = (np.linalg.norm(rows[0]) + np.linalg.norm(rows[1])) / 2
-    # The nearest pair of orthonormal rows, so that neither axis is favored.
-    left, _, right = np.linalg.svd(rows, full_matrices=False)
-    axes = left @ right
-    rotation = np.stack([axes[0], axes[1], np.cross(axes[0], axes[1])])
-    depth = focal / scale
-    center = np.array([*(pixels.mean(0) / scale), depth])
-    return rotation, center - rotation @ points.mean(0)
-
-
 class _Solver:
     """One problem: assembles normal equations in the order identity, log focals, then a block per frame of
     rotation 3, translation 3, gaze 4, jaw 1, expression E."""
@@ -158,6 +118,7 @@ class _Solver:
         self.eye_rows = [np.flatnonzero(w > 0.5) for w in model.eye_weights]
         self.identity_mean = np.zeros(model.identity_basis.shape[-1])
         self.start_rotations: np.ndarray | None = None
+        self._neutral: tuple | None = None  # an identity and what `neutral` gave for it
         self.previous: np.ndarray | None = None
         self.previous_weight = 0.0
 
@@ -188,19 +149,27 @@ class _Solver:
         pixels, _, _, _ = self.project(state, k)
         return float(np.linalg.norm(pixels - self.targets[k], axis=1).mean() / interocular(self.observations[k].landmarks))
 
+    def neutral(self, identity: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Points (L, 3) and joints (3,) of an identity in the rest pose; the last one asked for is kept."""
+        if self._neutral is None or self._neutral[0] is not identity:
+            joints = {name: self.model.joint(name, identity) for name in self.model.joints}
+            self._neutral = identity, (self.model.template + self.model.identity_basis @ identity, joints)
+        return self._neutral[1]
+
     def shape(self, state: Fit, k: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Points (L, 3) in the rest pose with gaze and jaw applied, and their derivatives by the gaze and the jaw."""
         model = self.model
-        points = model.template + model.identity_basis @ state.identity + model.expression_basis @ state.expression[k]
+        neutral, joints = self.neutral(state.identity)
+        points = neutral + model.expression_basis @ state.expression[k]
         derivatives = []
         for side, name in enumerate(("eye_l", "eye_r")):
-            rows, joint = self.eye_rows[side], model.joint(name, state.identity)
+            rows, joint = self.eye_rows[side], joints[name]
             turned, by_pitch, by_yaw = so3.gaze_matrix(*state.gaze[k, side])
             lever = points[rows] - joint
             derivatives += [lever @ by_pitch.T, lever @ by_yaw.T]
             points[rows] = lever @ turned.T + joint
         if model.uses_jaw:
-            joint = model.joint("jaw", state.identity)
+            joint = joints["jaw"]
             turn = so3.exp(np.array([state.jaw[k], 0.0, 0.0]))
             swing = (points - joint) @ turn.T
             derivatives.append(model.jaw_weights[:, None] * (swing @ so3.skew(np.array([1.0, 0, 0])).T))
@@ -341,13 +310,16 @@ class _Solver:
             shared = slice(0, self.num_identity)
             matrix[shared, shared] += np.outer(self.size_slope, self.size_slope) * SIZE_SIGMA**-2
             gradient[shared] += self.size_slope * (self.size_slope @ state.identity) * SIZE_SIGMA**-2
-        for k in range(len(self.observations)):
-            start = self.num_global + k * self.block + 6
-            for axis in (0, 1):
-                pair = np.array([start + axis, start + 2 + axis])
-                difference = state.gaze[k, 0, axis] - state.gaze[k, 1, axis]
-                matrix[np.ix_(pair, pair)] += np.array([[1.0, -1.0], [-1.0, 1.0]]) * VERGENCE_SIGMA**-2
-                gradient[pair] += np.array([1.0, -1.0]) * difference * VERGENCE_SIGMA**-2
+        starts = self.num_global + self.block * np.arange(len(self.observations)) + 6
+        left = (starts[:, None] + np.arange(2)).reshape(-1)  # pitch and yaw of the left eyes; the right ones follow
+        right, weight = left + 2, VERGENCE_SIGMA**-2
+        matrix[left, left] += weight
+        matrix[right, right] += weight
+        matrix[left, right] -= weight
+        matrix[right, left] -= weight
+        difference = (state.gaze[:, 0] - state.gaze[:, 1]).reshape(-1)
+        gradient[left] += weight * difference
+        gradient[right] -= weight * difference
 
     def cost(self, state: Fit) -> float:
         total = 0.0

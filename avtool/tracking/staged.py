@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..head import HeadModel
+from .affine_start import initial_fit
 from .fit_state import Fit, FitOptions, Observation
-from .landmark_fit import fit_landmarks, initial_fit
+from .landmark_fit import fit_landmarks
 from .landmark_model import LandmarkModel, build_landmark_model
 from .noise import LandmarkNoise, load_noise
 

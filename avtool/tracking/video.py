@@ -15,9 +15,10 @@ from ..capture.video import probe_video, read_video
 from ..errors import AvtoolError
 from ..head import HeadModel
 from . import so3
+from .affine_start import initial_fit
 from .bust import MIN_CORRELATION, NECK_SHARE, BustPose, BustSolver, BustView, align, make_reference, with_shared_neck
 from .fit_state import Fit, Observation
-from .landmark_fit import initial_fit, interocular, landmark_errors
+from .landmark_fit import interocular, landmark_errors
 from .observe import Observed, Observer, Progress
 from .options import TrackingOptions
 from .person import KnownPerson, known_person
