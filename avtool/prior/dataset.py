@@ -163,8 +163,9 @@ class BatchSampler:
         """Identities (I,) and picture indices (I * views,), grouped by identity; both on the CPU."""
         while len(self.queue) < self.num_identities:
             fresh = torch.randperm(len(self.frames), generator=self.generator).tolist()
-            # Nobody twice in a batch: those still waiting come first and are not drawn again in this round.
-            self.queue += [k for k in fresh if k not in self.queue]
+            # Nobody twice in a batch: whoever still waits from the round before comes last in this one.
+            waiting = set(self.queue)
+            self.queue += sorted(fresh, key=lambda k: k in waiting)
         chosen, self.queue = self.queue[: self.num_identities], self.queue[self.num_identities :]
         pictures = [self._pictures(self.frames[k]) for k in chosen]
         return torch.tensor(chosen), torch.cat(pictures)
