@@ -70,6 +70,23 @@ def test_crops_and_sizes_other_than_the_picture_agree_too(avatar: Avatar, track:
     assert report["refined"]["psnr"]["mean"] > 29, "twice the pictures' resolution: only their blur differs"
 
 
+def test_what_lies_beyond_a_frame_is_not_measured(avatar: Avatar, track: Track) -> None:
+    """A crop that reaches below its picture: the avatar's shoulders go on there, the picture does not."""
+    cut = 60
+    frames = []
+    for k, frame in enumerate(track.frames):
+        for name in (frame.image, frame.matte):
+            Image.open(track.resolve(name)).crop((0, 0, SIZE, cut)).save(track.base / f"cut_{name}")
+        padded = Image.new("L", (SIZE, SIZE))
+        padded.paste(Image.open(track.base / f"cut_{frame.matte}"), (0, 0))
+        padded.save(track.base / f"padded_{k}.png")
+        frames.append(replace(frame, image=f"cut_{frame.image}", matte=f"padded_{k}.png", height=cut, crop=(0.0, 0.0, float(SIZE))))
+    evaluation = evaluate(avatar, replace(track, frames=frames), EvalOptions(size=SIZE), Meters())
+    assert evaluation.report["refined"]["psnr"]["mean"] > 36
+    for real, shown in evaluation.shown:
+        assert (shown[cut + 1 :] == 1).all() and (real[cut + 1 :] == 1).all() and (shown[:cut] < 0.9).any()
+
+
 def test_above_the_chin_leaves_out_what_lies_below(avatar: Avatar, track: Track, folder: Path) -> None:
     spoiled = []
     for k, frame in enumerate(track.frames):

@@ -111,13 +111,18 @@ def test_teeth_and_tongue_stay_behind_the_lips_of_random_people(head):
     assert max(visible) < 2e-3, visible
 
 
-def test_a_smile_with_parted_lips_shows_the_upper_teeth(head):
-    e = torch.zeros(head.num_expression)
-    for name, weight in {"jawOpen": 0.4, "mouthSmileLeft": 1.0, "mouthSmileRight": 1.0, "mouthUpperUpLeft": 0.6, "mouthUpperUpRight": 0.6}.items():
-        e[head.expression_index(name)] = weight
-    vertices = head(replace(HeadParams.zeros(head), expression=e)).vertices.double().numpy()
-    teeth = vertices[torch.unique(head.faces[head.region_mask("teeth_up")]).numpy()]
-    front = teeth[(teeth[:, 2] > teeth[:, 2].max() - 0.010) & (teeth[:, 1] < teeth[:, 1].min() + 0.004)]  # the incisors' edges
-    assert len(front) >= 3
+SMILE = {"jawOpen": 0.4, "mouthSmileLeft": 1.0, "mouthSmileRight": 1.0, "mouthUpperUpLeft": 0.6, "mouthUpperUpRight": 0.6}
+
+
+@pytest.mark.parametrize(("expression", "least"), [(SMILE, 0.4), ({"jawOpen": 0.3}, 0.08), ({"jawOpen": 0.8}, 0.08)])
+def test_parted_lips_show_the_upper_teeth(head, expression, least):
+    """A smile shows most of the incisors, an open mouth their edges, as most people's do."""
+    weights = torch.zeros(head.num_expression)
+    for name, weight in expression.items():
+        weights[head.expression_index(name)] = weight
+    vertices = head(replace(HeadParams.zeros(head), expression=weights)).vertices.double().numpy()
+    teeth = vertices[head.faces[head.region_mask("teeth_up")].numpy()].mean(1)
+    front = teeth[teeth[:, 2] > teeth[:, 2].max() - 0.010]
+    assert len(front) >= 20
     skin = head.faces[head.region_mask("face", "lips")].numpy()
-    assert (~hidden_from_the_front(front, vertices, skin)).mean() > 0.5
+    assert (~hidden_from_the_front(front, vertices, skin)).mean() > least

@@ -19,6 +19,7 @@ from avtool.prior import finetune as module
 from avtool.prior.avatar import Avatar
 from avtool.prior.finetune import Finetuning, FinetuneOptions, finetune
 from avtool.prior.objective import LossWeights
+from avtool.prior.prior import Prior
 from avtool.prior.reference_views import make_reference_views, reference_cameras, reference_expressions
 
 SIZE = 48
@@ -137,10 +138,14 @@ def test_reference_views_wear_expressions(avatar: Avatar) -> None:
     blink, jaw = (expression[:, head.expression_index(name)] for name in ("eyeBlinkLeft", "jawOpen"))
     assert ((expression == 0).all(1)).sum() == 8 and (blink == 1).sum() == 4 and (jaw > 0.5).sum() == 4
     assert not ((blink > 0) & (jaw > 0)).any() and (expression[:8] != expression[8:]).any(1).sum() == 4
-    views = make_reference_views(avatar, 4, 32)
+    views = make_reference_views(person_of(Prior.load("default"), 0, with_offsets=False), 16, 48)
+    neutral, shut, open_mouth = (views.changed[chosen].mean() for chosen in ((expression == 0).all(1), blink > 0, jaw > 0))
+    assert views.changed.shape == (16, 48, 48, 1) and neutral == 0, "nothing changes in a neutral view"
+    assert 0.001 < shut < 0.2 and 0.005 < open_mouth < 0.5
+    views = make_reference_views(avatar, 4, 48)
     for k in range(4):
         params = avatar.params_for(views.expression[k : k + 1], *torch.zeros(3, 1, 3), torch.zeros(1, 2, 3))
-        image, _ = avatar.render(params, views.viewmats[k : k + 1], views.Ks[k : k + 1], 32, 32, background=torch.ones(3))
+        image, _ = avatar.render(params, views.viewmats[k : k + 1], views.Ks[k : k + 1], 48, 48, background=torch.ones(3))
         assert torch.allclose(views.pictures[k], image[0], atol=1e-4)
 
 

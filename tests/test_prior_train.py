@@ -21,7 +21,7 @@ from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict, load_config
 from avtool.prior.dataset import BatchSampler, find_tracks, load_training_set
 from avtool.prior.prior import Prior
-from avtool.prior.train import Trainer, TrainOptions, train_prior, training_metadata
+from avtool.prior.train import Trainer, TrainOptions, resumed_settings, train_prior, training_metadata
 
 PEOPLE, VIEWS, SIZE = 3, 3, 32
 TINY = TrainConfig(
@@ -122,6 +122,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(joint: tuple[TrainConfig, Path],
     prior = train_prior([people], head, other, TrainOptions(checkpoint=file, resume=file, seed=99))
     found, expected = Checkpoint.load(file), Checkpoint.load(whole)
     assert (found.step, found.config, found.seed) == (expected.step, expected.config, 5) == (6, config.to_dict(), 5)
+    settings, options = resumed_settings(other, TrainOptions(resume=file, seed=99), found)
+    assert settings == config and options.seed == 5, "what the prior's file says of it"
     kinds = {name.split(".")[0] for name in expected.tensors}
     assert kinds == {"params", "average", "optimizer", "sampler", "torch_rng"}
     assert found.tensors.keys() == expected.tensors.keys()

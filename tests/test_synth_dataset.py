@@ -1,6 +1,7 @@
 """The synthetic data set at tiny size: exact parameters, mattes, reproducibility, resuming."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from avtool.cameras import project
 from avtool.errors import AvtoolError
 from avtool.head import load_head_model
 from avtool.synth.__main__ import main
+from avtool.synth.base import SynthHead
+from avtool.synth.cameras import aim, pose_vertices
 from avtool.synth.dataset import DatasetOptions, make_dataset
+from avtool.synth.draw import Scene
+from avtool.synth.identity import HeadParts, build_person
+from avtool.synth.lighting import sample_lighting
+from avtool.synth.look import sample_look
+from avtool.synth.motion import Motion
 
 OPTIONS = DatasetOptions(identities=2, views=2, size=64, seed=5, texture_size=256)
 
@@ -119,6 +127,26 @@ def test_detector_finds_synthetic_faces(tmp_path: Path) -> None:
     expected = np.asarray(track.frames[0].landmarks)
     eyes = np.linalg.norm(expected[33] - expected[263])
     assert np.linalg.norm(found.points[:, :2] - expected, axis=1).mean() / eyes < 0.06
+
+
+def test_a_laugh_shows_bright_teeth() -> None:
+    """In even light the teeth between parted lips are far brighter than the cavity, and no darker than the skin around."""
+    head = SynthHead(load_head_model())
+    parts, rng = HeadParts(head, 256), np.random.default_rng(3)
+    person = build_person(parts, np.zeros(head.model.num_identity, np.float32), sample_look(rng), sample_lighting(rng, 0.0))
+    weights = {"jawOpen": 0.3, "mouthSmileLeft": 0.8, "mouthSmileRight": 0.8, "mouthUpperUpLeft": 0.4, "mouthUpperUpRight": 0.4}
+    expression = np.array([weights.get(name, 0.0) for name in head.model.expression_names], np.float32)
+    motion = Motion(expression, *np.zeros((3, 3), np.float32), np.zeros((2, 3), np.float32))
+    vertices = pose_vertices(head.model, person.identity, motion)
+    landmarks = head.model.landmarks(torch.from_numpy(vertices)).numpy()
+    viewmat, K = aim(0, 0, 0, 1.0, landmarks[[13, 14]].mean(0)), np.array([[1200.0, 0, 64], [0, 1200, 64], [0, 0, 1]])
+    black = replace(person, teeth=np.broadcast_to(np.array([0, 0, 0, 255], np.uint8), person.teeth.shape).copy())
+    shown, hidden = (
+        Scene(who.meshes(vertices, motion), who.lighting).draw(viewmat, K, (128, 128)).rgb.mean(-1) for who in (person, black)
+    )
+    teeth = shown - hidden > 0.2
+    assert teeth.sum() > 150
+    assert shown[teeth].mean() > 0.9 * shown[100:, 30:98].mean() > 0.3
 
 
 def test_photographs_are_used(shared: Path, tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_even_light_and_shadow() -> None:
     assert covered.max() < 0.1
 
 
+def test_fill_reaches_what_no_light_does() -> None:
+    """A square that turns its back on the only light is black; with a fill of one half it gets half of the scene's mean light."""
+    lit, dark = _square(0.4, 0.0, (200, 200, 200)), _square(0.4, 0.1, (200, 200, 200))
+    lit.vertices += [-0.25, 0, 0]
+    dark.vertices += [0.22, 0, 0]
+    dark.normals = np.tile([0.0, 0, -1], (4, 1))
+    assert _draw(lit, dark).rgb[20, 30].max() < 0.01
+    dark.fill = 0.5
+    linear = srgb_to_linear(_draw(lit, dark).rgb[20, [10, 30], 0])
+    assert np.isclose(linear[1] / linear[0], 0.5 * 0.5, rtol=0.05)  # the mean over both squares is half of the lit one's
+
+
 def test_tone_curve_inverts() -> None:
     x = np.linspace(0, 0.79, 50)
     assert np.abs(srgb_to_linear(linear_to_srgb(x)) - x).max() < 1e-4

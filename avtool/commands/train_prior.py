@@ -104,12 +104,14 @@ def train_prior_command(
     elif not resume.is_file():
         raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
 
-    from ..prior.train import TrainOptions, train_prior, training_metadata
+    from ..prior.checkpoint import Checkpoint
+    from ..prior.train import TrainOptions, resumed_settings, train_prior, training_metadata
 
     chosen = TrainOptions(
         device=str(options.resolve_device(device)), render_backend=render_backend.value, seed=seed,
         time_limit=time_limit, checkpoint=checkpoint, previews=previews or output.with_suffix(".previews"), resume=resume,
     )  # fmt: skip
+    settings, chosen = resumed_settings(settings, chosen, None if resume is None else Checkpoint.load(resume))
     head = options.load_head(head_model, head_model_path)
     talk = console.get_console(quiet)
     last: dict[str, float] = {}

@@ -19,6 +19,7 @@ from avtool import __version__, metrics
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, load_samples
 from avtool.head import HeadModel, HeadParams
+from avtool.prior.photos import beyond_photo
 
 Progress = Callable[[int, int, str], None]
 Image8 = NDArray[np.uint8]
@@ -107,9 +108,12 @@ def evaluate(
         chosen = indices[start : start + BATCH]
         samples = load_samples(track, chosen, options.size, with_matte=True)
         real = on_background(samples, options.background)
+        beyond = beyond_photo(track, chosen, options.size)[..., 0].numpy()
         landmarks = [sample_landmarks(track, i, samples, k, meters) for k, i in enumerate(chosen)]
         for mode in options.modes:
             images = render_samples(subject, samples, options, refine=mode == "refined")
+            # Nobody knows how shoulders go on beyond a frame's border: background in both is no difference.
+            images[beyond], real[beyond] = options.background, options.background
             rows[mode] += [measure(images[k], real[k], landmarks[k], meters) for k in range(len(chosen))]
             if mode == options.modes[0]:
                 shown += [(real[k], images[k]) for k in range(len(chosen)) if start + k in shown_at]
@@ -213,7 +217,7 @@ def _protocol(options: EvalOptions, meters: Meters, num_frames: int) -> dict:
     return {
         "resolution": options.size,
         "crop": "the crop square of each track frame",
-        "mask": "real frames composited by the track's mattes; renders by their own alpha",
+        "mask": "real frames composited by the track's mattes; renders by their own alpha; background beyond a frame's border",
         "background": list(options.background),
         "num_frames": num_frames,
         "camera": "each frame's own tracked camera, expression and pose",

@@ -145,11 +145,12 @@ class Finetuning:
         return parts
 
     def reference_loss(self, gaussians: Gaussians, view: int) -> Tensor:
-        """Lrec of one reference view against itself before fine-tuning."""
+        """Lrec of one reference view against itself before fine-tuning, as the mouth's in training where an expression shows."""
         views, index, size = self.references, slice(view, view + 1), self.options.reference_size
         colors, alphas = render_channels(gaussians, views.viewmats[index], views.Ks[index], size, size)
         refined, _ = lit_images(colors, alphas, self.refiner, None, None)
-        return reconstruction(refined, views.pictures[index], self.options.weights)[0]
+        whole, changed = reconstruction(refined, views.pictures[index], self.options.weights, views.changed[index])
+        return whole + self.options.weights.mouth * changed
 
     def run(self, progress: Progress | None) -> None:
         """All steps."""

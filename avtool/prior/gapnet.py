@@ -41,10 +41,6 @@ class GapNetConfig:
     latent_channels: int = 29  # 3 + 29 = 32 is one pass of gsplat; the paper's 34 would take two
     num_parts: int = 11
     dynamics: bool = True  # False drops the signal e: the ablation "without dynamics"
-    # f and z enter the MLPs multiplied by these. Adam moves every number by about its rate, so a gain decides how fast a
-    # point or a person can change at the paper's single rate of 1e-3, in training and above all in fine-tuning.
-    feature_gain: float = 1.0
-    code_gain: float = 1.0
 
     @property
     def appearance_channels(self) -> int:
@@ -140,7 +136,7 @@ class GapNet(nn.Module):
         if positions is not None:
             encoded = fourier_features(positions, f)
             features[:, : encoded.shape[1]] = encoded
-        self.features = nn.Parameter(features / config.feature_gain)
+        self.features = nn.Parameter(features)
         self.geometry_mlp = PartMlp((f, z), config.hidden, GEOMETRY_CHANNELS, config.layers, config.num_parts)
         self.appearance_mlp = PartMlp(
             (f, z, 3, GEOMETRY_CHANNELS), config.hidden, config.appearance_channels, config.layers, config.num_parts
@@ -150,8 +146,7 @@ class GapNet(nn.Module):
 
     def _shared_inputs(self, mlp: PartMlp, code: Tensor) -> tuple[list[Tensor], Tensor]:
         """Shares of f and of codes (I, P, C2) in a first layer: a (n, 1, hidden) a part, and (P, I, hidden)."""
-        features = self.config.feature_gain * self.features[:, None]
-        return mlp.first_points(0, features, self.part_sizes), mlp.first_code(1, self.config.code_gain * code)
+        return mlp.first_points(0, self.features[:, None], self.part_sizes), mlp.first_code(1, code)
 
     def geometry(self, code: Tensor) -> Geometry:
         """M1: codes (I, P, C2) -> local Gaussians of I identities."""

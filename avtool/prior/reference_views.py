@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.cameras import intrinsics, orbit_viewmats
@@ -21,6 +22,8 @@ from avtool.prior.synthesis import render_channels
 
 HEIGHT_SHARE = 0.6
 """Of the picture that the head fills."""
+CHANGE = 0.05
+"""Difference of a color from the neutral face's that counts as changed by the expression."""
 MAX_YAW, LOW_PITCH, HIGH_PITCH = 1.4, -0.15, 0.25
 EXPRESSIONS: tuple[dict[str, float], ...] = (
     {},
@@ -32,12 +35,13 @@ EXPRESSIONS: tuple[dict[str, float], ...] = (
 
 @dataclass(frozen=True)
 class ReferenceViews:
-    """Cameras, expressions (M, E) and pictures (M, s, s, 3) on white."""
+    """Cameras, expressions (M, E), pictures (M, s, s, 3) on white, and where an expression changes them (M, s, s, 1)."""
 
     viewmats: Tensor
     Ks: Tensor
     expression: Tensor
     pictures: Tensor
+    changed: Tensor
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -79,10 +83,21 @@ def make_reference_views(avatar: Avatar, views: int, size: int) -> ReferenceView
     low, high = skull.amin(0), skull.amax(0)
     viewmats, Ks = reference_cameras((low + high) / 2, float(high[1] - low[1]), views, size)
     expression = reference_expressions(avatar.head, views)
-    pictures = []
+    pictures, changed = [], []
     for view in range(views):
         one = slice(view, view + 1)
-        gaussians = avatar.gaussians(replace(avatar.identity_params, expression=expression[one]))
-        colors, alphas = render_channels(gaussians, viewmats[one], Ks[one], size, size)
-        pictures.append(lit_images(colors, alphas, avatar.refiner, None, None)[0])
-    return ReferenceViews(viewmats, Ks, expression, torch.cat(pictures))
+        both = torch.cat((expression[one], torch.zeros_like(expression[one])))
+        gaussians = avatar.gaussians(replace(avatar.identity_params, expression=both))
+        shown, neutral = (
+            lit_images(*render_channels(gaussians[k : k + 1], viewmats[one], Ks[one], size, size), avatar.refiner, None, None)[0]
+            for k in (0, 1)
+        )
+        pictures.append(shown)
+        changed.append(spread((shown - neutral).abs().amax(-1) > CHANGE))
+    return ReferenceViews(viewmats, Ks, expression, torch.cat(pictures), torch.cat(changed)[..., None])
+
+
+def spread(mask: Tensor) -> Tensor:
+    """A mask (B, s, s) grown by about a fiftieth of the side, as floats."""
+    grown = max(1, mask.shape[-1] // 50)
+    return F.max_pool2d(mask.float()[:, None], 2 * grown + 1, 1, grown)[:, 0]

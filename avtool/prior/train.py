@@ -242,11 +242,7 @@ def train_prior(
     """
     options = options or TrainOptions()
     saved = Checkpoint.load(options.resume) if options.resume else None
-    if saved is not None:
-        steps = config.steps if config is not None else None
-        config = config_from_dict(saved.config, str(options.resume))
-        config = config if steps is None else replace(config, steps=steps)
-        options = replace(options, seed=saved.seed)
+    config, options = resumed_settings(config, options, saved)
     config = check_config(config or TrainConfig())
     if torch.device(options.device).type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: twice as fast, and colors need no more digits
@@ -272,6 +268,16 @@ def train_prior(
     with torch.no_grad():
         torch._foreach_copy_([p.data for p in trainer._averaged()], trainer.average)
     return prior
+
+
+def resumed_settings(
+    config: TrainConfig | None, options: TrainOptions, saved: Checkpoint | None
+) -> tuple[TrainConfig | None, TrainOptions]:
+    """What a run is really done with: on resume the checkpoint's settings and seed, with the number of steps of `config`."""
+    if saved is None:
+        return config, options
+    settings = config_from_dict(saved.config, str(options.resume))
+    return settings if config is None else replace(settings, steps=config.steps), replace(options, seed=saved.seed)
 
 
 def training_metadata(config: TrainConfig, options: TrainOptions, data: Sequence[str | Path]) -> dict[str, str]:

@@ -29,7 +29,10 @@ class Material:
 
 @dataclass
 class Mesh:
-    """vertices (V, 3), faces (F, 3), uv (T, 2), uv_faces (F, 3), texture (H, W, 4) uint8, normals (V, 3) or None to compute them."""
+    """vertices (V, 3), faces (F, 3), uv (T, 2), uv_faces (F, 3), texture (H, W, 4) uint8, normals (V, 3) or None to compute them.
+
+    fill, a number or (V,): the share of the scene's mean light that reaches a place whatever shades it, off and through the tissue around.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -40,6 +43,7 @@ class Mesh:
     transparent: bool = False
     normals: np.ndarray | None = None
     smoother: MeshSmoother | None = None
+    fill: np.ndarray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,13 @@ class Scene:
         wrap = np.concatenate([np.full(len(mesh.vertices), mesh.material.wrap) for mesh in meshes])
         casting = np.concatenate([np.full(len(mesh.faces), mesh.material.casts_shadow) for mesh in meshes])
         self.light, self.key_light = gather_light(self.vertices, self.normals, wrap, self.vertices, self.faces[casting], self.lighting)
+        mean = self.light.mean(0)
         for mesh, start in zip(meshes, starts):
             part = slice(start, start + len(mesh.vertices))
             if mesh.smoother is not None:
                 self.light[part] = mesh.smoother.subsurface(self.light[part]) if mesh.material.subsurface else mesh.smoother(self.light[part], 1)
                 self.key_light[part] = mesh.smoother(self.key_light[part], 1)
+            self.light[part] += np.broadcast_to(mesh.fill, len(mesh.vertices))[:, None] * mean
             self.light[part] *= mesh.material.dim
 
     def draw(self, viewmat: np.ndarray, K: np.ndarray, size: tuple[int, int], samples: int = 2) -> Drawing:

@@ -24,6 +24,8 @@ TEXTURE_SIZE = 1024  # of MakeHuman's whole UV: about 0.8 mm a texel on the face
 EYE_EXTENT = 0.013  # metres from the eye's axis to the border of its texture
 EYE = Material(specular=0.9, power=260.0, wrap=0.3, dim=1.0)
 TEETH = Material(specular=0.12, power=60.0, wrap=0.35, dim=0.95)
+# Light inside an open mouth, as a share of the light on the head: enamel and a wet tongue scatter what the lips let through.
+TEETH_FILL, TONGUE_FILL, CAVITY_FILL = 0.95, 0.3, 0.07
 LASH = Material(specular=0.0, wrap=0.4, casts_shadow=False)
 
 
@@ -50,6 +52,7 @@ class HeadParts:
         used, faces = head.submesh(chosen)
         self.skin = _Part(used, faces, head.uv, head.uv_faces[chosen])
         self.smoother = MeshSmoother(faces, len(used))
+        self.fill = (TONGUE_FILL * head.region_mask("tongue") + CAVITY_FILL * head.region_mask("mouth"))[used]
         self.scalp = np.unique(head.faces[head.region_faces("scalp")])
         self.eyes = [self._eye(side) for side in ("l", "r")]
         self.teeth = [self._teeth(name) for name in ("teeth_up", "teeth_lo") if len(head.region_faces(name))]
@@ -104,9 +107,9 @@ class SyntheticPerson:
         vertices = np.asarray(vertices, np.float64) + self.garment.widening
         normals = vertex_normals(vertices, parts.head.faces)
         skin = Material(specular=self.look.shine, power=16.0, wrap=0.25, subsurface=True)
-        out = [parts.skin.mesh(vertices, normals, self.skin, skin, smoother=parts.smoother)]
+        out = [parts.skin.mesh(vertices, normals, self.skin, skin, smoother=parts.smoother, fill=parts.fill)]
         out += [eye.mesh(vertices, normals, self.eye, EYE) for eye in parts.eyes]
-        out += [row.mesh(vertices, normals, self.teeth, TEETH) for row in parts.teeth]
+        out += [row.mesh(vertices, normals, self.teeth, TEETH, fill=TEETH_FILL) for row in parts.teeth]
         out += [lash.mesh(vertices, normals, self.lash, LASH, transparent=True) for lash in parts.lashes]
         out.append(self.garment.mesh(vertices, normals))
         out += [shells.mesh(vertices, normals) for shells in self.shells]

@@ -14,11 +14,11 @@ from scipy.sparse.csgraph import dijkstra
 
 FADE = 0.007  # meters over the surface at which a correction has fallen to 1/e
 OVERLAP = 0.0006  # meters by which the mean's lips press into each other, so that no ray passes between them
-# Upper incisors end a little below the resting lip's edge and before the lower ones: a smile shows them.
+# Upper incisors end three or four millimetres below the resting lip's edge and before the lower ones: parted lips show them, as most people's do.
 SHIFTS = {
-    "teeth_up": (0.0, -0.0025, -0.002),
-    "teeth_lo": (0.0, -0.0015, -0.003),
-    "tongue": (0.0, -0.005, -0.007),
+    "teeth_up": (0.0, -0.0055, -0.0015),
+    "teeth_lo": (0.0, -0.0005, -0.0025),
+    "tongue": (0.0, -0.002, -0.003),
 }
 
 
