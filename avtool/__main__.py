@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the program and exits the process with its code."""
     # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long.
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # The landmark fit's matrices are small: numpy's threads wait for one another longer than they work.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # As the program does, and before torch is imported: or its idle threads spin while the rasterizer's work.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest

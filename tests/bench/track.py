@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # As the program does: or torch's idle threads spin while the rasterizer's work.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
