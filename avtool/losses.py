@@ -18,7 +18,7 @@ from torch import Tensor
 from avtool.errors import Unavailable, first_line
 from avtool.head.mesh import take_rows
 
-__all__ = ["arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+__all__ = ["Arap", "arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -99,29 +99,40 @@ def _inverse_3x3(matrices: Tensor) -> Tensor:
     return cofactors / (a * cofactors[..., 0]).sum(-1)[..., None, None]
 
 
-def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
-    """As-rigid-as-possible energy of vertex offsets (..., V, 3) on a template (V, 3) with edges (E, 2).
+class Arap:
+    """As-rigid-as-possible energy of offsets of a template (V, 3) with edges (E, 2).
 
     Sorkine and Alexa 2007 with the local rotation linearized, R = I + [w]x: w then has a closed form whose matrix
     depends on the template alone, so no SVD is needed, and flat neighborhoods stay well conditioned. Good for offsets
     that are small against the head (rotations under about 20 degrees). The energy is divided by the mean squared edge
-    length, so it has no unit.
+    length, so it has no unit. What depends on the template is computed once.
     """
-    ends = torch.cat((edges, edges.flip(1)))
-    center, other = ends[:, 0], ends[:, 1]
-    edge = template[other] - template[center]
-    change = take_rows(offsets, other) - take_rows(offsets, center)
-    eye = torch.eye(3, dtype=template.dtype, device=template.device)
-    square = edge.square().sum(-1)
-    moment = square[:, None, None] * eye - edge[:, :, None] * edge[:, None, :]
-    normal = torch.zeros(len(template), 3, 3, dtype=template.dtype, device=template.device).index_add(0, center, moment)
-    scale = square.mean()
-    torque = torch.linalg.cross(edge.expand_as(change), change, dim=-1)
-    torques = torch.zeros_like(offsets).index_add(-2, center, torque)
-    # The small ridge keeps vertices with collinear or no neighbors solvable.
-    spin = (_inverse_3x3(normal + 1e-3 * scale * eye) @ torques[..., None])[..., 0]
-    rest = change - torch.linalg.cross(take_rows(spin, center), edge.expand_as(change), dim=-1)
-    return rest.square().sum(-1).mean() / scale
+
+    def __init__(self, template: Tensor, edges: Tensor) -> None:
+        ends = torch.cat((edges, edges.flip(1)))
+        self.center, self.other = ends[:, 0].contiguous(), ends[:, 1].contiguous()
+        self.edge = template[self.other] - template[self.center]
+        eye = torch.eye(3, dtype=template.dtype, device=template.device)
+        square = self.edge.square().sum(-1)
+        moment = square[:, None, None] * eye - self.edge[:, :, None] * self.edge[:, None, :]
+        normal = torch.zeros(len(template), 3, 3, dtype=template.dtype, device=template.device)
+        self.scale = square.mean()
+        # The small ridge keeps vertices with collinear or no neighbors solvable.
+        self.inverse = _inverse_3x3(normal.index_add(0, self.center, moment) + 1e-3 * self.scale * eye)
+
+    def __call__(self, offsets: Tensor) -> Tensor:
+        """Energy of offsets (..., V, 3)."""
+        change = take_rows(offsets, self.other) - take_rows(offsets, self.center)
+        edge = self.edge.expand_as(change)
+        torques = torch.zeros_like(offsets).index_add(-2, self.center, torch.linalg.cross(edge, change, dim=-1))
+        spin = (self.inverse * torques[..., None, :]).sum(-1)
+        rest = change - torch.linalg.cross(take_rows(spin, self.center), edge, dim=-1)
+        return rest.square().sum(-1).mean() / self.scale
+
+
+def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
+    """The same energy once, of offsets (..., V, 3) on a template (V, 3) with edges (E, 2)."""
+    return Arap(template, edges)(offsets)
 
 
 def lpips_network(backbone: str, device: torch.device | str) -> torch.nn.Module:

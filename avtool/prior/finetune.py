@@ -21,7 +21,7 @@ from avtool.gaussians.container import Gaussians
 from avtool.gaussians.rig import point_frames
 from avtool.head import HeadParams
 from avtool.head.mesh import unique_edges
-from avtool.losses import arap
+from avtool.losses import Arap
 from avtool.prior.avatar import Avatar
 from avtool.prior.gapnet import Geometry
 from avtool.prior.objective import LossWeights, reconstruction, regularization
@@ -70,7 +70,7 @@ class Finetuning:
         self.offsets = torch.zeros_like(avatar.head.template) if offsets is None else offsets.clone()
         self.motion = {name: getattr(self.photos.params, name).clone() for name in _MOTION}
         self.light = PhotoLight(len(self.photos), avatar.device)
-        self.edges = unique_edges(avatar.head.faces)
+        self.arap = Arap(avatar.head.template, unique_edges(avatar.head.faces))
         self.generator = torch.Generator().manual_seed(options.seed)
         self.order: list[int] = []
         guarded = options.reference_weight > 0 and options.reference_views > 0
@@ -120,7 +120,7 @@ class Finetuning:
         early = step < self.options.coarse_share * self.options.steps
         parts = self.photo_loss(gaussians[:1], self.coarse if early else self.photos, photo)
         parts |= regularization(geometry, self.binding.spacing, weights)
-        parts["arap"] = weights.arap * arap(self.offsets, self.head.template, self.edges)
+        parts["arap"] = weights.arap * self.arap(self.offsets)
         if view is not None:
             weight = self.options.reference_weight * len(self.references) * self.options.reference_every
             parts["reference"] = weight * self.reference_loss(gaussians[1:], view)

@@ -19,7 +19,7 @@ from avtool.errors import AvtoolError, FormatError
 from avtool.fit import Stage, make_optimizer, run_stage
 from avtool.head import HeadModel, HeadParams
 from avtool.head.mesh import unique_edges
-from avtool.losses import arap, load_lpips, mse_to_psnr
+from avtool.losses import Arap, load_lpips, mse_to_psnr
 from avtool.prior.checkpoint import Checkpoint, group_tensors, load_groups, load_optimizer, optimizer_tensors
 from avtool.prior.config import TrainConfig, check_config, config_from_dict
 from avtool.prior.dataset import BatchSampler, TrainingSet, load_training_set
@@ -59,7 +59,7 @@ class Trainer:
         identities = max(1, config.batch_size // config.views_per_identity)
         self.sampler = BatchSampler(data.frames, identities, config.views_per_identity, options.seed)
         self.perceptual = load_lpips(prior.device) if config.weights.lpips > 0 else None
-        self.edges = unique_edges(prior.head.faces)
+        self.arap = Arap(prior.head.template, unique_edges(prior.head.faces))
         self.mouth = mouth_vertices(prior.head)
         self.tracked = self._tracked_groups()
         self.stage = Stage(
@@ -138,7 +138,7 @@ class Trainer:
         parts |= regularization(geometry, self.prior.binding.spacing, weights)
         if self.tracked["offsets"] and self.config.offset_rate > 0:
             offsets = self.tracked["offsets"][0][identities]
-            parts["arap"] = weights.arap * arap(offsets, self.prior.head.template, self.edges)
+            parts["arap"] = weights.arap * self.arap(offsets)
         total = torch.stack(list(parts.values())).sum()
         parts = {name: value.detach() for name, value in parts.items()}
         parts["mse"] = (refined.detach().clamp(0, 1) - target).square().mean()
