@@ -94,7 +94,8 @@ def _terminate(signum: int, frame: object) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits the process with its code."""
-    # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long.
+    # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long:
+    # 20,000 rounds outlast the gap between two operations, and give the core to others where they are longer.
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # The landmark fit's matrices are small: numpy's threads wait for one another longer than they work.

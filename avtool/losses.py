@@ -18,7 +18,7 @@ from torch import Tensor
 from avtool.errors import Unavailable, first_line
 from avtool.head.mesh import take_rows
 
-__all__ = ["Arap", "arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+__all__ = ["Arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -128,11 +128,6 @@ class Arap:
         spin = (self.inverse * torques[..., None, :]).sum(-1)
         rest = change - torch.linalg.cross(take_rows(spin, self.center), edge, dim=-1)
         return rest.square().sum(-1).mean() / self.scale
-
-
-def arap(offsets: Tensor, template: Tensor, edges: Tensor) -> Tensor:
-    """The same energy once, of offsets (..., V, 3) on a template (V, 3) with edges (E, 2)."""
-    return Arap(template, edges)(offsets)
 
 
 def lpips_network(backbone: str, device: torch.device | str) -> torch.nn.Module:

@@ -23,8 +23,9 @@ from avtool.prior.synthesis import render_channels
 HEIGHT_SHARE = 0.6
 """Of the picture that the head fills."""
 CHANGE = 0.05
-"""Difference of a color from the neutral face's that counts as changed by the expression."""
-MAX_YAW, LOW_PITCH, HIGH_PITCH = 1.4, -0.15, 0.25
+"""Difference of a color, in [0, 1], from the neutral face's that counts as changed: above what shading alone does, below a lid's."""
+MAX_YAW, LOW_PITCH, HIGH_PITCH = 1.4, -0.15, 0.25  # radians: from profile to profile, a little from below and from above
+# One view after the other. Half are the paper's neutral; the open mouth is as wide as talking people open it.
 EXPRESSIONS: tuple[dict[str, float], ...] = (
     {},
     {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
@@ -83,21 +84,23 @@ def make_reference_views(avatar: Avatar, views: int, size: int) -> ReferenceView
     low, high = skull.amin(0), skull.amax(0)
     viewmats, Ks = reference_cameras((low + high) / 2, float(high[1] - low[1]), views, size)
     expression = reference_expressions(avatar.head, views)
-    pictures, changed = [], []
-    for view in range(views):
+
+    def draw(view: int, worn: Tensor) -> Tensor:
+        """The picture (1, s, s, 3) of a view with an expression (E,)."""
         one = slice(view, view + 1)
-        both = torch.cat((expression[one], torch.zeros_like(expression[one])))
-        gaussians = avatar.gaussians(replace(avatar.identity_params, expression=both))
-        shown, neutral = (
-            lit_images(*render_channels(gaussians[k : k + 1], viewmats[one], Ks[one], size, size), avatar.refiner, None, None)[0]
-            for k in (0, 1)
-        )
-        pictures.append(shown)
-        changed.append(spread((shown - neutral).abs().amax(-1) > CHANGE))
-    return ReferenceViews(viewmats, Ks, expression, torch.cat(pictures), torch.cat(changed)[..., None])
+        gaussians = avatar.gaussians(replace(avatar.identity_params, expression=worn[None]))
+        channels = render_channels(gaussians, viewmats[one], Ks[one], size, size)
+        return lit_images(*channels, avatar.refiner, None, None)[0]
+
+    pictures = torch.cat([draw(view, worn) for view, worn in enumerate(expression)])
+    changed = torch.zeros(*pictures.shape[:3], 1, device=pictures.device)
+    for view in torch.nonzero(expression.any(1)).flatten().tolist():
+        neutral = draw(view, torch.zeros_like(expression[view]))[0]
+        changed[view, ..., 0] = grow((pictures[view] - neutral).abs().amax(-1) > CHANGE)
+    return ReferenceViews(viewmats, Ks, expression, pictures, changed)
 
 
-def spread(mask: Tensor) -> Tensor:
-    """A mask (B, s, s) grown by about a fiftieth of the side, as floats."""
-    grown = max(1, mask.shape[-1] // 50)
-    return F.max_pool2d(mask.float()[:, None], 2 * grown + 1, 1, grown)[:, 0]
+def grow(mask: Tensor) -> Tensor:
+    """A mask (s, s) with a margin of about a fiftieth of the side, as floats: SSIM's window looks that far around."""
+    margin = max(1, mask.shape[-1] // 50)
+    return F.max_pool2d(mask.float()[None, None], 2 * margin + 1, 1, margin)[0, 0]
