@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avtool import jit
+from avtool.cpu_ssim import SsimMap
 from avtool.errors import Unavailable, first_line
 from avtool.head.mesh import take_rows
 
-__all__ = ["Arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "threshold_l2"]
+__all__ = ["Arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "ssim_map_torch", "threshold_l2"]
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -37,33 +39,38 @@ def l1(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     return _weighted_mean((a - b).abs(), mask)
 
 
-@lru_cache(maxsize=16)
-def _blur_matrix(size: int, device: torch.device) -> Tensor:
-    """A (size - 10, size) band matrix that applies the SSIM window along one axis ("valid" borders)."""
+@lru_cache(maxsize=4)
+def _window(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window along one axis (11,), summing to one."""
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    rows = torch.arange(size - SSIM_WINDOW + 1)
-    matrix = torch.zeros(len(rows), size, dtype=torch.float64)
-    matrix.scatter_(1, rows[:, None] + torch.arange(SSIM_WINDOW), window.expand(len(rows), -1))
-    return matrix.float().to(device)
-
-
-def _blur(images: Tensor) -> Tensor:
-    """Gaussian window over (..., H, W) as two band-matrix products: faster on a CPU than a depthwise convolution."""
-    rows = _blur_matrix(images.shape[-2], images.device).to(images.dtype)
-    cols = _blur_matrix(images.shape[-1], images.device).to(images.dtype)
-    return rows @ (images @ cols.T)
+    return (window / window.sum()).to(device, dtype)
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity per pixel of two images (..., H, W, C): (..., H - 10, W - 10, C) (Wang et al. 2004)."""
     if min(a.shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got {tuple(a.shape)}")
-    x, y = a.movedim(-1, -3), b.movedim(-1, -3)
-    # Apart, because the second image is nearly always a constant target: no gradient is carried for it then.
-    mean_x, xx, xy = _blur(torch.stack((x, x * x, x * y)))
-    mean_y, yy = _blur(torch.stack((y, y * y)))
+    plain = all(image.device.type == "cpu" and image.dtype == torch.float32 for image in (a, b))
+    if not plain or b.requires_grad or a.shape != b.shape:
+        return ssim_map_torch(a, b)
+    jit.choose_threading_layer()
+    window = _window(a.dtype, a.device)
+    found = SsimMap.apply(a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]), window, SSIM_C1, SSIM_C2)
+    return found.reshape(*a.shape[:-3], *found.shape[-3:])
+
+
+def ssim_map_torch(a: Tensor, b: Tensor) -> Tensor:
+    """ssim_map said readably, for any device and float type, and for gradients of both images."""
+    x, y = torch.broadcast_tensors(a.movedim(-1, -3), b.movedim(-1, -3))
+    window = _window(x.dtype, x.device)
+
+    def blur(images: Tensor) -> Tensor:
+        planes = images.reshape(-1, 1, *images.shape[-2:])
+        planes = F.conv2d(F.conv2d(planes, window[None, None, None]), window[None, None, :, None])
+        return planes.reshape(*images.shape[:-2], *planes.shape[-2:])
+
+    mean_x, mean_y, xx, yy, xy = blur(torch.stack((x, y, x * x, y * y, x * y)))
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)

@@ -16,7 +16,8 @@ from avtool.artifacts.points import Points
 from avtool.artifacts.track import Frame, Track
 from avtool.gaussians import Gaussians
 from avtool.gaussians.initial import initial_gaussians
-from avtool.gaussians.rig import local_to_global, point_frames
+from avtool.gaussians import rig
+from avtool.gaussians.rig import carry, carry_means, local_to_global, point_frames
 from avtool.gaussians.seeding import MIN_REGION_POINTS, UV_SIZES, PointBinding, seed_points
 from avtool.head import PARTS, HeadModel, HeadParams, load_head_model
 from avtool.render import render
@@ -119,6 +120,68 @@ def test_the_rig_is_differentiable_in_batches(head: HeadModel, binding: PointBin
     assert means.shape == scales.shape == (2, binding.num_points, 3) and quats.shape == (2, binding.num_points, 4)
     gradients = torch.autograd.grad(means.square().sum() + quats[..., 1].sum() + scales.sum(), [vertices, local])
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def turned_meshes(head: HeadModel, count: int) -> torch.Tensor:
+    """Heads (B, V, 3), each turned about another axis, so that every branch of the quaternion occurs, and dented."""
+    generator = torch.Generator().manual_seed(1)
+    turns = axis_angle_to_matrix(torch.tensor([[0.1, 0.2, 0.3], [3.1, 0, 0], [0, 3.1, 0], [0, 0, 3.1]])[:count])
+    return head.template @ turns.mT + 1e-3 * torch.randn(count, *head.template.shape, generator=generator)
+
+
+def carried(how: str, tensors: list[torch.Tensor], faces: torch.Tensor, binding: PointBinding) -> tuple[torch.Tensor, ...]:
+    """Means, quats, scales, and the means alone; "compiled", or "readable" in the tensors' type."""
+    vertices, *local = tensors
+    if how == "compiled":
+        return *carry(*local, vertices, faces, binding), carry_means(local[0], vertices, faces, binding)
+    views = len(vertices) // len(local[0])
+    local = [field.repeat_interleave(views, dim=0) for field in local]
+    means, quats, scales = local_to_global(*local, point_frames(vertices, faces, binding))
+    return means, quats, scales, means
+
+
+@pytest.mark.parametrize("people", [1, 2, 4])
+def test_the_compiled_rig_agrees_with_its_twin(head: HeadModel, binding: PointBinding, people: int) -> None:
+    """Forward, and every gradient, against float64; a triangle lies collapsed in one mesh."""
+    generator = torch.Generator().manual_seed(0)
+    vertices = turned_meshes(head, 4)
+    local = [torch.randn(people, binding.num_points, k, generator=generator) for k in (3, 4, 3)]
+    local[2] = local[2].exp()
+    single = [tensor.requires_grad_() for tensor in (vertices, *local)]
+    double = [tensor.detach().double().requires_grad_() for tensor in single]
+    exact = dataclasses.replace(binding, barycentrics=binding.barycentrics.double())
+    found, expected = carried("compiled", single, head.faces, binding), carried("readable", double, head.faces, exact)
+    weights = [torch.randn(value.shape, generator=generator) for value in found]
+    for one, other in zip(found, expected):
+        assert one.shape == other.shape and torch.allclose(one.double(), other, atol=2e-5 * float(other.detach().abs().max()))
+    totals = [sum((w.to(v) * v).sum() for w, v in zip(weights, values)) for values in (found, expected)]
+    for one, other in zip(torch.autograd.grad(totals[0], single), torch.autograd.grad(totals[1], double)):
+        # Slivers amplify rounding: their gradients go with the inverse of their height.
+        error = (one.double() - other).abs() / (1e-2 * other.abs().max() + other.abs())
+        assert error.max() < 2e-2 and error.mean() < 1e-5
+
+
+def test_a_collapsed_triangle_has_finite_gradients(head: HeadModel, binding: PointBinding) -> None:
+    vertices = head.template[None].clone()
+    vertices[0, head.faces[binding.face_idx[0]]] = vertices[0, head.faces[binding.face_idx[0], 0]].clone()
+    tensors = [vertices, torch.ones(1, binding.num_points, 3), torch.ones(1, binding.num_points, 4), torch.ones(1, binding.num_points, 3)]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    values = carried("compiled", tensors, head.faces, binding)
+    assert all(value.isfinite().all() for value in values)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(sum(v.sum() for v in values), tensors))
+
+
+def test_the_torch_means_are_the_compiled_ones(head: HeadModel, binding: PointBinding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, on the CPU."""
+    vertices = turned_meshes(head, 4).requires_grad_()
+    local = torch.randn(2, binding.num_points, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr(rig, "_is_compiled", lambda *tensors, answer=compiled: answer)
+        means = carry_means(local, vertices, head.faces, binding)
+        results.append([means, *torch.autograd.grad(means.square().sum(), [vertices, local])])
+    for one, other in zip(*results):
+        assert torch.allclose(one, other, atol=1e-3 * float(other.detach().abs().max()))
 
 
 def frontal_camera() -> tuple[torch.Tensor, torch.Tensor]:

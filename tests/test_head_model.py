@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,17 @@ def test_neutral_and_unposed(head):
     neutral, unposed = params.neutral(), params.unposed()
     assert torch.equal(neutral.identity, params.identity) and not neutral.expression.any() and not neutral.eyes.any()
     assert torch.equal(unposed.expression, params.expression) and not unposed.head.any() and unposed.jaw.any()
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_stages_are_the_three_meshes(head, batch):
+    generator = torch.Generator().manual_seed(0)
+    params = HeadParams.zeros(head, batch)
+    params = replace(params, **{f.name: 0.3 * torch.rand(getattr(params, f.name).shape, generator=generator) for f in fields(params) if f.name != "offsets"})
+    params = replace(params, identity=params.identity[..., 0, :] if batch else params.identity, offsets=1e-3 * torch.randn(head.num_vertices, 3, generator=generator))
+    stages = head.stages(params)
+    for found, expected in ((stages.posed, params), (stages.unposed, params.unposed()), (stages.neutral, params.neutral())):
+        assert torch.allclose(found.expand(*batch, -1, -1), head(expected).vertices, atol=1e-6)
 
 
 def test_gradients_reach_every_parameter(head):

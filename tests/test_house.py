@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "avtool"
 ORDER = (
-    {"errors", "rotations", "cameras"},
+    {"errors", "rotations", "cameras", "jit"},
     {"head"},
     {"gaussians"},
     {"render"},
-    {"losses", "metrics", "fit"},
+    {"losses", "metrics", "fit", "cpu_ssim"},
     {"artifacts"},
     {"capture", "tracking"},
     {"prior", "portrait", "synth"},

@@ -1,4 +1,4 @@
-"""From codes and meshes to pictures: carried points, the dynamic signal, the codebook's mix, the refiner, compositing."""
+"""From codes and meshes to pictures: the dynamic signal, the codebook's mix, the refiner, compositing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import torch
 from random_prior import person_of, random_prior
 from toy_people import toy_cameras
 
-from avtool.gaussians.rig import local_to_global, point_frames
 from avtool.head import PARTS, HeadModel, HeadParams, load_head_model
 from avtool.prior.codebook import Codebook
 from avtool.prior.prior import Prior
 from avtool.prior.refiner import Refiner
 from avtool.prior.synthesis import (
     SIGNAL_UNIT,
-    carried_points,
     dynamic_signal,
     finish,
     render_channels,
-    repeat_views,
     synthesize,
 )
 
@@ -51,22 +48,6 @@ def moving(head: HeadModel, batch: int, seed: int = 0) -> HeadParams:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("people", [1, 2])
-def test_carried_points_are_the_rigs_means(prior: Prior, head: HeadModel, people: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    code = torch.randn(people, prior.num_parts, prior.gapnet.config.code_channels, generator=generator)
-    local = repeat_views(prior.gapnet.geometry(code), 4 // people)
-    vertices = head(moving(head, 4)).vertices.requires_grad_()
-    found = carried_points(local, vertices, head.faces, prior.binding)
-    frames = point_frames(vertices, head.faces, prior.binding)
-    expected, *_ = local_to_global(local.means, local.quats, local.scales, frames)
-    assert local.means.abs().max() > 0.1, "points that stand off the surface"
-    assert found.shape == (4, prior.binding.num_points, 3) and torch.allclose(found, expected, atol=1e-6)
-    weight = torch.randn(found.shape, generator=generator)
-    gradients = [torch.autograd.grad((weight * x).sum(), vertices, retain_graph=True)[0] for x in (found, expected)]
-    assert torch.allclose(*gradients, atol=1e-3 * float(gradients[1].abs().max()))
-
-
 def channels_of(prior: Prior, params: HeadParams) -> torch.Tensor:
     with torch.no_grad():
         gaussians, _, _ = synthesize(prior.head, prior.binding, prior.gapnet, prior.codebook.codes[:1], params)
@@ -80,7 +61,7 @@ def test_a_turned_head_looks_neutral_to_the_network(prior: Prior, head: HeadMode
     neutral = channels_of(prior, rest)
     assert torch.equal(channels_of(prior, turned), neutral)
     mute = random_prior(head, dynamics=False)
-    assert torch.equal(neutral, channels_of(mute, rest)), "the signal of the neutral face is zero"
+    assert torch.allclose(neutral, channels_of(mute, rest), atol=1e-5), "the signal of the neutral face is zero"
     with torch.no_grad():
         means = [synthesize(head, prior.binding, prior.gapnet, prior.codebook.codes[:1], p)[0].means for p in (rest, turned)]
     assert (means[0] - means[1]).norm(dim=-1).amax(1).min() > 0.02

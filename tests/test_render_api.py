@@ -16,7 +16,8 @@ from render_scenes import FIELDS, make_scene
 
 from avtool.errors import AvtoolError
 from avtool.gaussians import Gaussians
-from avtool.render import cuda, dispatch, jit, render
+from avtool import jit
+from avtool.render import cuda, dispatch, render
 
 SIZE = (40, 28)
 

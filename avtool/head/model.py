@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from avtool.head.params import HeadMesh, HeadParams
+from avtool.head.params import HeadMesh, HeadParams, HeadStages
 from avtool.rotations import axis_angle_to_matrix
 
 
@@ -99,23 +99,41 @@ class HeadModel:
     def __call__(self, params: HeadParams) -> HeadMesh:
         """Vertices (..., V, 3) and posed joints (..., J, 3); the batch shape is that of `params`."""
         rest, joints = self.rest_shape(params)
-        rotations = self._joint_rotations(params)
+        return self._pose(rest, joints, self._joint_rotations(params))
+
+    def stages(self, params: HeadParams) -> HeadStages:
+        """The meshes of ``params``, ``params.unposed()`` and ``params.neutral()``, computing once what they share."""
+        shape, joints = self._neutral_shape(params)
+        rest, joints = self._expressed(shape, joints, params)
+        posed = self._pose(rest, joints, self._joint_rotations(params)).vertices
+        unposed = self._pose(rest, joints, self._joint_rotations(params.unposed())).vertices
+        # Without turned joints skinning changes nothing.
+        return HeadStages(posed, unposed, shape)
+
+    def rest_shape(self, params: HeadParams) -> tuple[Tensor, Tensor]:
+        """Unposed vertices (..., V, 3) with expression and offsets, and rest joints (..., J, 3)."""
+        return self._expressed(*self._neutral_shape(params), params)
+
+    def _neutral_shape(self, params: HeadParams) -> tuple[Tensor, Tensor]:
+        """Vertices (..., V, 3) and joints (..., J, 3) of identity and offsets alone."""
+        identity = _unexpand(params.identity, event_dims=1)
+        shaped = self.template + _combine(identity, self.identity_basis)
+        joints = self.joint_template + _combine(identity, self.joint_basis)
+        return shaped if params.offsets is None else shaped + params.offsets, joints
+
+    def _expressed(self, shape: Tensor, joints: Tensor, params: HeadParams) -> tuple[Tensor, Tensor]:
+        """Vertices and joints of the neutral shape with the expression added."""
+        expression = _unexpand(params.expression, event_dims=1)
+        if self.expression_joint_basis is not None:
+            joints = joints + _combine(expression, self.expression_joint_basis)
+        return shape + _combine(expression, self.expression_basis), joints
+
+    def _pose(self, rest: Tensor, joints: Tensor, rotations: Tensor) -> HeadMesh:
+        """Pose correctives, then skinning."""
         if self.pose_basis is not None:
             feature = (rotations[..., 1:, :, :] - torch.eye(3, device=self.device)).flatten(-3)
             rest = rest + _combine(feature, self.pose_basis)
         return self._skin(rest, joints, rotations)
-
-    def rest_shape(self, params: HeadParams) -> tuple[Tensor, Tensor]:
-        """Unposed vertices (..., V, 3) with expression and offsets, and rest joints (..., J, 3)."""
-        identity = _unexpand(params.identity, event_dims=1)
-        shaped = self.template + _combine(identity, self.identity_basis)
-        joints = self.joint_template + _combine(identity, self.joint_basis)
-        if params.offsets is not None:
-            shaped = shaped + params.offsets
-        expression = _unexpand(params.expression, event_dims=1)
-        if self.expression_joint_basis is not None:
-            joints = joints + _combine(expression, self.expression_joint_basis)
-        return shaped + _combine(expression, self.expression_basis), joints
 
     def landmarks(self, vertices: Tensor) -> Tensor:
         """Landmark points (..., L, 3) on vertices (..., V, 3)."""

@@ -102,3 +102,13 @@ class HeadMesh:
 
     vertices: Tensor
     joints: Tensor
+
+
+@dataclass(frozen=True)
+class HeadStages:
+    """Vertices (..., V, 3) of one head: posed; unposed, with its expression but neck and head at rest; neutral. Their
+    batch shapes broadcast, and what no parameter changes within a batch has none."""
+
+    posed: Tensor
+    unposed: Tensor
+    neutral: Tensor

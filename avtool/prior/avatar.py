@@ -12,7 +12,7 @@ from torch import Tensor
 from avtool.artifacts.tensors import load_tensors, require, save_tensors
 from avtool.errors import FormatError
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import point_frames
+from avtool.gaussians.rig import carry_means
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.gapnet import GapNet, Geometry
@@ -25,7 +25,7 @@ from avtool.prior.storage import (
     network_metadata,
     resolve_head,
 )
-from avtool.prior.synthesis import carried_points, dynamic_signal, finish, pose_gaussians, render_channels
+from avtool.prior.synthesis import dynamic_signal, finish, pose_gaussians, render_channels
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -86,7 +86,7 @@ class Avatar:
         if self._static is None:
             geometry = self.gapnet.geometry(self.code)
             vertices = self.head(self.identity_params).vertices[None]
-            neutral = carried_points(geometry, vertices, self.head.faces, self.binding)
+            neutral = carry_means(geometry.means, vertices, self.head.faces, self.binding)
             self._static = geometry, neutral, self.gapnet.appearance_static(self.code, geometry.raw)
         return self._static
 
@@ -94,9 +94,10 @@ class Avatar:
         """Gaussians of B posed frames, (B, N), with 3 rgb and 29 latent channels."""
         geometry, neutral, static = self._prepare()
         head, binding = self.head, self.binding
-        expressed = carried_points(geometry, head(params.unposed()).vertices, head.faces, binding)
+        meshes = head.stages(params)
+        expressed = carry_means(geometry.means, meshes.unposed, head.faces, binding)
         channels = self.gapnet.appearance(static, dynamic_signal(expressed, neutral))
-        return pose_gaussians(geometry, point_frames(head(params).vertices, head.faces, binding), channels)
+        return pose_gaussians(geometry, meshes.posed, head.faces, binding, channels)
 
     def render(
         self,

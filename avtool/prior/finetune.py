@@ -18,7 +18,6 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.fit import Stage, run_stage
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import point_frames
 from avtool.head import HeadParams
 from avtool.head.mesh import unique_edges
 from avtool.losses import Arap
@@ -27,7 +26,7 @@ from avtool.prior.gapnet import Geometry
 from avtool.prior.objective import LossWeights, reconstruction, regularization
 from avtool.prior.photos import PhotoLight, PhotoSet, hide, lit_images, load_photos
 from avtool.prior.reference_views import make_reference_views
-from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
+from avtool.prior.synthesis import expression_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
 MIN_SIZE = 32
@@ -96,15 +95,16 @@ class Finetuning:
         motion = {name: value[index] for name, value in self.motion.items()}
         params = HeadParams(identity=self.identity, offsets=self.offsets, **motion)
         head, faces = self.head, self.head.faces
-        posed, expressed, neutral = (head(p).vertices for p in (params, params.unposed(), params.neutral()))
+        meshes = head.stages(params)
+        posed, expressed = meshes.posed, meshes.unposed
         if view is not None:
-            seen = head(replace(params.neutral(), expression=self.references.expression[view : view + 1])).vertices
+            seen, _ = head.rest_shape(replace(params, expression=self.references.expression[view : view + 1]))
             posed, expressed = torch.cat((posed, seen)), torch.cat((expressed, seen))
         geometry = self.gapnet.geometry(self.code)
         static = self.gapnet.appearance_static(self.code, geometry.raw)
-        signal = dynamic_signal(*(carried_points(geometry, v, faces, self.binding) for v in (expressed, neutral)))
-        frames = point_frames(posed, faces, self.binding)
-        return pose_gaussians(geometry, frames, self.gapnet.appearance(static, signal)), geometry
+        signal = expression_signal(geometry, expressed, meshes.neutral, faces, self.binding)
+        channels = self.gapnet.appearance(static, signal)
+        return pose_gaussians(geometry, posed, faces, self.binding, channels), geometry
 
     def next_view(self, step: int) -> int | None:
         """A reference view drawn at random, on the steps that have one."""

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from avtool.artifacts.track import Track
 from avtool.fit import Stage, run_stage
-from avtool.gaussians.rig import PointFrames, point_frames
 from avtool.prior.avatar import Avatar
 from avtool.prior.objective import LossWeights, reconstruction
 from avtool.prior.photos import PhotoLight, PhotoSet, hide, lit_images, load_photos
 from avtool.prior.prior import Prior
-from avtool.prior.synthesis import carried_points, dynamic_signal, pose_gaussians, render_channels
+from avtool.prior.synthesis import expression_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
 
@@ -52,23 +51,19 @@ class Inversion:
         self.light = PhotoLight(len(photos), prior.device)
         self.generator = torch.Generator().manual_seed(options.seed)
         with torch.no_grad():
-            head, binding, params = prior.head, prior.binding, photos.params
-            self.posed = point_frames(head(params).vertices, head.faces, binding)
-            self.expressed = head(params.unposed()).vertices
-            self.neutral = head(params.neutral()[:1]).vertices
+            meshes = prior.head.stages(photos.params)
+            self.posed, self.unposed = meshes.posed, meshes.unposed
+            self.neutral = meshes.neutral.reshape(-1, *meshes.neutral.shape[-2:])[:1]  # one person: one neutral face
 
     def error(self, code: Tensor, index: Tensor) -> Tensor:
         """Mean over the photos `index` (b,) of how far the person with a code (1, P, C2) is from them."""
         prior, photos, weights = self.prior, self.photos, self.options.weights
         geometry = prior.gapnet.geometry(code)
         static = prior.gapnet.appearance_static(code, geometry.raw)
-        posed = PointFrames(*(tensor[index] for tensor in self.posed))
-        expressed, neutral = (
-            carried_points(geometry, vertices, prior.head.faces, prior.binding)
-            for vertices in (self.expressed[index], self.neutral)
-        )
-        channels = prior.gapnet.appearance(static, dynamic_signal(expressed, neutral))
-        gaussians = pose_gaussians(geometry, posed, channels)
+        faces, binding = prior.head.faces, prior.binding
+        signal = expression_signal(geometry, self.unposed[index], self.neutral, faces, binding)
+        channels = prior.gapnet.appearance(static, signal)
+        gaussians = pose_gaussians(geometry, self.posed[index], faces, binding, channels)
         size = photos.size
         colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
         refined, plain = lit_images(colors, alphas, prior.refiner, self.light, index)

@@ -115,7 +115,7 @@ def lit_images(
 ) -> tuple[Tensor, Tensor]:
     """Refined and plain pictures (B, S, S, 3) on white, in the light of their photos."""
     plain = colors[..., :3]
-    refined = plain if refiner is None else refiner(colors, alphas)
+    refined = plain if refiner is None else plain + refiner.residual(colors, alphas)
     pictures = [plain] if refiner is None else [refined, plain]
     if light is not None:
         pictures = [light(picture, alphas, index) for picture in pictures]

@@ -6,14 +6,12 @@ Shape legend: I identities, B samples (grouped by identity), N points, V vertice
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import PointFrames, local_to_global, point_frames
+from avtool.gaussians.rig import carry, carry_means, point_frames
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import HeadModel, HeadParams, triangle_frames
-from avtool.head.mesh import take_rows
 from avtool.prior.gapnet import NORMAL_SIGMA, TANGENT_SIGMA, GapNet, Geometry
 from avtool.prior.refiner import Refiner
 from avtool.render import render
@@ -44,31 +42,6 @@ def bound_points(head: HeadModel, binding: PointBinding) -> Tensor:
     return point_frames(head.template, head.faces, binding).origins
 
 
-def repeat_views(geometry: Geometry, views: int) -> Geometry:
-    """Local Gaussians of I identities -> of B = I * views samples; one identity broadcasts without a copy."""
-    if views == 1 or geometry.means.shape[0] == 1:
-        return geometry
-    shared = {name: getattr(geometry, name).repeat_interleave(views, dim=0) for name in geometry._fields[1:]}
-    return Geometry(raw=geometry.raw, **shared)
-
-
-def carried_points(geometry: Geometry, vertices: Tensor, faces: Tensor, binding: PointBinding) -> Tensor:
-    """T(mu') alone: local means (I, N, 3) carried by meshes (B, V, 3) -> (B, N, 3), metres.
-
-    The same as rig.local_to_global on triangle frames, but only for the bound points and without their quaternions,
-    which cost more than all the rest.
-    """
-    a, b, c = (take_rows(vertices, faces[binding.face_idx, k]) for k in range(3))
-    weights = binding.barycentrics
-    edge, other = b - a, c - a
-    first = F.normalize(edge, dim=-1, eps=1e-9)
-    normal = F.normalize(torch.linalg.cross(first, other), dim=-1, eps=1e-9)
-    third = torch.linalg.cross(first, normal)
-    scale = 0.5 * ((first * edge).sum(-1, keepdim=True) - (third * other).sum(-1, keepdim=True))
-    x, y, z = geometry.means.split(1, dim=-1)
-    return a + weights[:, 1:2] * edge + weights[:, 2:3] * other + scale * (first * x + normal * y + third * z)
-
-
 def dynamic_signal(expressed: Tensor, neutral: Tensor) -> Tensor:
     """e = T(mu') - T(mu'_neutral) (B, N, 3) in units of SIGNAL_UNIT, from carried points of both meshes.
 
@@ -78,12 +51,22 @@ def dynamic_signal(expressed: Tensor, neutral: Tensor) -> Tensor:
     return (expressed - neutral) / SIGNAL_UNIT
 
 
-def pose_gaussians(geometry: Geometry, frames: PointFrames, channels: Tensor) -> Gaussians:
-    """Local Gaussians on the posed mesh's frames, with their channels (B, N, 32)."""
-    batch = channels.shape[0]
-    means, quats, scales = local_to_global(geometry.means, geometry.quats, geometry.scales, frames)
-    opacities = geometry.opacities.expand(batch, -1)
+def pose_gaussians(
+    geometry: Geometry, vertices: Tensor, faces: Tensor, binding: PointBinding, channels: Tensor
+) -> Gaussians:
+    """Local Gaussians of I identities on B posed meshes (B, V, 3), with their channels (B, N, 32)."""
+    means, quats, scales = carry(geometry.means, geometry.quats, geometry.scales, vertices, faces, binding)
+    opacities, batch = geometry.opacities, len(channels)
+    views = batch // len(opacities)
+    opacities = opacities.expand(batch, -1) if len(opacities) == 1 else opacities.repeat_interleave(views, dim=0)
     return Gaussians(means, quats, scales, opacities, channels)
+
+
+def expression_signal(
+    geometry: Geometry, expressed: Tensor, neutral: Tensor, faces: Tensor, binding: PointBinding
+) -> Tensor:
+    """e (B, N, 3) of local Gaussians of I identities on un-posed meshes (B, V, 3), the neutral one (B, V, 3) or (V, 3)."""
+    return dynamic_signal(*(carry_means(geometry.means, mesh, faces, binding) for mesh in (expressed, neutral)))
 
 
 def synthesize(
@@ -92,13 +75,10 @@ def synthesize(
     """The whole of GAPNet: codes (I, P, C2) and params of B samples -> Gaussians (B, N), local geometry, vertices."""
     geometry = gapnet.geometry(code)
     static = gapnet.appearance_static(code, geometry.raw)
-    local = repeat_views(geometry, len(params) // code.shape[0])
-    vertices = head(params).vertices
-    expressed, neutral = (
-        carried_points(local, head(p).vertices, head.faces, binding) for p in (params.unposed(), params.neutral())
-    )
-    channels = gapnet.appearance(static, dynamic_signal(expressed, neutral))
-    return pose_gaussians(local, point_frames(vertices, head.faces, binding), channels), geometry, vertices
+    meshes = head.stages(params)
+    signal = expression_signal(geometry, meshes.unposed, meshes.neutral, head.faces, binding)
+    channels = gapnet.appearance(static, signal)
+    return pose_gaussians(geometry, meshes.posed, head.faces, binding, channels), geometry, meshes.posed
 
 
 def render_channels(
@@ -118,7 +98,6 @@ def render_channels(
 
 def finish(colors: Tensor, alphas: Tensor, refiner: Refiner | None, background: Tensor) -> tuple[Tensor, Tensor]:
     """Composite: refined image and plain splatted image, both (B, H, W, 3), on a background (3,) or (B, 1, 1, 3)."""
-    behind = (1 - alphas) * background
-    plain = colors[..., :3] + behind
-    refined = plain if refiner is None else refiner(colors, alphas) + behind
-    return refined, plain
+    # One slice for both pictures: its gradient is as large as all channels.
+    plain = colors[..., :3] + (1 - alphas) * background
+    return plain if refiner is None else plain + refiner.residual(colors, alphas), plain

@@ -9,17 +9,16 @@ Shape legend: B images, N Gaussians (M visible), C channels (padded to a multipl
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avtool.render import cpu_backward, cpu_bin, cpu_forward, cpu_project, jit
+from avtool import jit
+from avtool.render import cpu_backward, cpu_bin, cpu_forward, cpu_project
 from avtool.render.dispatch import RenderInput
 
-_LOCK = threading.RLock()
 _POOL_SIZE = 8
 _LIST_PADDING = 16
 
@@ -56,7 +55,7 @@ class _Lease:
     """Frames of one forward pass; they return to the pool when the graph that holds the lease is gone."""
 
     def __init__(self, count: int) -> None:
-        with _LOCK:
+        with jit.LOCK:
             self.frames = [_POOL.pop() if _POOL else _Frame() for _ in range(count)]
 
     def __del__(self) -> None:
@@ -168,7 +167,7 @@ class _Rasterize(torch.autograd.Function):
         alphas = torch.empty(batch_size, height, width, 1)
         *fields, background = tensors
         lease = _Lease(batch_size)
-        with _LOCK:
+        with jit.LOCK:
             threads = jit.num_threads()
             for b, frame in enumerate(lease.frames):
                 arrays = _one_image(tuple(fields), b)
@@ -187,7 +186,7 @@ class _Rasterize(torch.autograd.Function):
         *fields, background = tensors
         grads = [torch.zeros_like(tensor) for tensor in fields[:6]]
         v_image, v_alphas = v_image.contiguous(), v_alphas.contiguous()
-        with _LOCK:
+        with jit.LOCK:
             threads = jit.num_threads()
             for b, frame in enumerate(ctx.lease.frames):
                 one = _one_image(tuple(grads), b)

@@ -24,7 +24,7 @@ from avtool.render.cpu_forward import (
     place_pixels,
 )
 from avtool.render.cpu_project import BLOCK, ONE, TWO, ZERO, f32
-from avtool.render.jit import inlined, threaded
+from avtool.jit import inlined, threaded
 from avtool.render.simd import any_positive, broadcast, load, load_broadcast, prefetch, store, where_greater
 
 ALPHA_CAP = f32(0.999)

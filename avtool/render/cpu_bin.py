@@ -31,7 +31,7 @@ from avtool.render.cpu_project import (
     block_rows,
     f32,
 )
-from avtool.render.jit import inlined, kernel, threaded
+from avtool.jit import inlined, kernel, threaded
 
 QUARTER, THREE = f32(0.25), f32(3)
 LOG2_E = f32(math.log2(math.e))

@@ -11,7 +11,7 @@ from numba import prange
 
 from avtool.render.cpu_bin import RECORD_PEAK, RECORD_SIZE, RECORD_X, RECORD_XX, RECORD_XY, RECORD_Y, RECORD_YY
 from avtool.render.cpu_project import BLOCK, HALF, ONE, ZERO, f32
-from avtool.render.jit import inlined, threaded
+from avtool.jit import inlined, threaded
 from avtool.render.simd import (
     alpha_from_log2,
     any_positive,

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from avtool.render.jit import inlined, threaded
+from avtool.jit import inlined, threaded
 from avtool.render.simd import float_bits
 
 BLOCK = 4

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from numba import prange
 
-from avtool.render.jit import threaded
+from avtool.jit import threaded
 from avtool.render.simd import broadcast, load_broadcast, store
 
 LANES, CHAINS = 8, 12

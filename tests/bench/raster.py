@@ -34,7 +34,8 @@ from gsplat_torch import gsplat_torch  # noqa: E402
 from peak import sample_peak  # noqa: E402
 
 from avtool.gaussians import Gaussians  # noqa: E402
-from avtool.render import cpu, cpu_backward, cpu_bin, cpu_forward, cpu_project, jit, render  # noqa: E402
+from avtool import jit  # noqa: E402
+from avtool.render import cpu, cpu_backward, cpu_bin, cpu_forward, cpu_project, render  # noqa: E402
 
 # (Gaussians, pixels a side, channels, peer)
 PEERS = (

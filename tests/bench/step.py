@@ -28,7 +28,7 @@ from avtool.prior.config import TrainConfig
 from avtool.prior.dataset import load_training_set
 from avtool.prior.prior import Prior
 from avtool.prior.train import Trainer, TrainOptions
-from avtool.render import jit
+from avtool import jit
 from avtool.synth.dataset import DatasetOptions, make_dataset
 
 # The first part whose words occur in an operation's name has its time.

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,12 @@ from typing import Any
 import numba
 import torch
 
-KERNEL_SOURCES = ("simd.py", "cpu_project.py", "cpu_bin.py", "cpu_forward.py", "cpu_backward.py")
+KERNEL_SOURCES = (
+    "render/simd.py", "render/cpu_project.py", "render/cpu_bin.py", "render/cpu_forward.py", "render/cpu_backward.py",
+    "gaussians/cpu_rig.py", "cpu_ssim.py",
+)  # fmt: skip
+LOCK = threading.RLock()
+"""Held around threaded kernels: their scratch memory is shared, and numba's work queue takes one caller at a time."""
 MAX_THREADS = 16
 """Each thread keeps a gradient buffer of its own; beyond this the buffers cost more than the threads bring."""
 
@@ -46,7 +52,7 @@ def cache_folder() -> Path | None:
     """Where compiled kernels are kept: the user's cache, else the temporary directory, else nowhere (None)."""
     digest = hashlib.sha256(numba.__version__.encode())
     for name in KERNEL_SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parent / name).read_bytes())
     name = f"kernels-{digest.hexdigest()[:16]}"
     try:
         preferred = _user_cache() / "avtool" / name
