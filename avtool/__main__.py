@@ -17,6 +17,7 @@ import typer
 
 from . import __version__
 from .errors import AvtoolError
+from .runtime import prepare
 
 COMMANDS = ("track", "init-points", "train-prior", "invert", "finetune", "reenact", "eval")
 
@@ -94,12 +95,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits the process with its code."""
-    # Before torch is imported: one OpenMP pool for torch and numba whose idle threads do not spin for long:
-    # 20,000 rounds outlast the gap between two operations, and give the core to others where they are longer.
-    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # The landmark fit's matrices are small: numpy's threads wait for one another longer than they work.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    prepare()  # before torch is imported
     signal.signal(signal.SIGTERM, _terminate)
     args = sys.argv[1:] if args is None else args
     verbose = "--verbose" in args or "-v" in args

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-# As the program does, and before torch is imported: or its idle threads spin while the rasterizer's work.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from avtool.runtime import prepare
+
+prepare()  # as the program does, before torch is imported
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "avtool"
 ORDER = (
-    {"errors", "rotations", "cameras", "jit"},
+    {"errors", "runtime", "rotations", "cameras", "jit"},
     {"head"},
     {"gaussians"},
     {"render"},

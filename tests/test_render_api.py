@@ -47,6 +47,28 @@ def test_a_batch_is_its_images(backend: str) -> None:
         assert torch.equal(together.colors[b], alone.colors) and torch.equal(together.alphas[b], alone.alphas)
 
 
+@pytest.mark.parametrize("backend", ("numba", "torch"))
+def test_depth_is_the_distance_of_what_is_seen(backend: str) -> None:
+    """An opaque sheet three metres away; behind the camera and beside it there is nothing."""
+    x, y = torch.meshgrid(torch.linspace(-0.2, 0.2, 24), torch.linspace(-0.5, 0.5, 48), indexing="xy")
+    count = x.numel()
+    means = torch.stack((x.flatten(), y.flatten(), torch.full((count,), 3.0)), -1).requires_grad_()
+    quats = torch.tensor([1.0, 0, 0, 0]).expand(count, 4)
+    gaussians = Gaussians(means, quats, torch.full((count, 3), 0.02), torch.full((count,), 0.99), torch.rand(count, 2))
+    K = torch.tensor([[60.0, 0, SIZE[0] / 2], [0, 60.0, SIZE[1] / 2], [0, 0, 1]])
+    background = torch.tensor([0.3, 0.7])
+    viewmats = torch.eye(4).repeat(2, 1, 1)
+    viewmats[1, 2, 3] = 0.5
+    output = render(gaussians, viewmats, K, *SIZE, background=background, backend=backend, depth=True)
+    plain = render(gaussians, viewmats, K, *SIZE, background=background, backend=backend)
+    assert plain.depths is None and torch.allclose(output.colors, plain.colors, atol=1e-6)
+    middle = output.depths[:, SIZE[1] // 2, SIZE[0] // 2, 0]
+    assert torch.allclose(middle, torch.tensor([3.0, 3.5]), atol=1e-3)
+    assert (output.depths[output.alphas == 0] == 0).all() and (output.alphas == 0).any()
+    gradient = torch.autograd.grad(output.depths.sum(), means)[0]
+    assert gradient[:, 2].sum() > 0 and gradient.isfinite().all()
+
+
 def test_shared_fields_sum_their_gradients_over_the_batch() -> None:
     gaussians, viewmat, Ks = scene_of()
     viewmats = viewmat.repeat(2, 1, 1)
@@ -198,9 +220,10 @@ def test_the_backend_follows_the_device(caplog: pytest.LogCaptureFixture) -> Non
     assert dispatch._choose("auto", torch.device("cuda")) == "gsplat"
     assert dispatch._choose("auto", torch.device("cpu")) == "numba" and not caplog.records
     # By name: the program sets the level of its own logger, and any test may have run it in this process.
-    with caplog.at_level(logging.INFO, logger="avtool"):
-        assert dispatch._choose("auto", torch.device("mps")) == "numba"
-    assert "on the CPU" in caplog.text
+    dispatch._note_no_rasterizer.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="avtool"):
+        assert [dispatch._choose("auto", torch.device("mps")) for _ in range(2)] == ["numba", "numba"]
+    assert caplog.text.count("rendering on the CPU") == 1
 
 
 def test_the_cache_survives_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,12 +14,13 @@ from ..errors import AvtoolError
 if TYPE_CHECKING:
     import torch
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_LOGGER = logging.getLogger(__name__)
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 def _check_device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
-        raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:N, found {value!r}")
+        raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:N (mps and xpu mean cpu), found {value!r}")
     return value
 
 
@@ -26,7 +28,7 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", he
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing output files.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda or cuda:N.")
+    str, typer.Option("--device", metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda or cuda:N; mps and xpu mean cpu.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show the traceback of an error.")]
@@ -41,12 +43,16 @@ HeadModelPathOption = Annotated[
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto", "cpu" or "cuda[:N]" to a torch device; "auto" takes CUDA when there is one."""
+    """"auto", "cpu" or "cuda[:N]" to a torch device; "auto" takes CUDA when there is one, others are the CPU with a note."""
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        # Half of a step is splatting, which has no kernels there: pictures would go back and forth.
+        _LOGGER.warning("no rasterizer for %s: using the CPU", name)
+        return torch.device("cpu")
     if device.type == "cuda":
         available = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= available:

@@ -40,6 +40,8 @@ CAMERA_DISTANCE = 1.1  # metres: a portrait distance, where faces do not bulge
 CAMERA_MARGIN = 2.3  # side of the square in landmark extents: hair, neck and the shoulders' start
 SAME_PERSON_MM = 1.0  # two fits of one face differ by less than this, two people by about 2.5 mm RMS
 PHOTO_FPS = 2.0
+MAX_BATCH = 8  # more frames at once are no faster on two cores
+CPU_BATCH_BYTES, GPU_BATCH_BYTES = 1 << 28, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ReenactOptions:
     transfer: Literal["auto", "relative", "absolute"] = "auto"
     smooth: bool = True
     refine: bool = True
-    batch_size: int = 8
+    batch_size: int | None = None  # None: as many as `frames_at_once` allows
     max_frames: int | None = None
 
 
@@ -183,14 +185,26 @@ def neutral_camera(avatar: Avatar, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return viewmat, crop_intrinsics(K, square, size), center
 
 
+def frames_at_once(size: int, channels: int, device: torch.device) -> int:
+    """How many frames of `size` pixels a batch may hold, from 1 to MAX_BATCH.
+
+    A frame's largest moment is the network's first layer: its input and output and their copies in the network's layout,
+    about three times the rendered channels (measured at 256 to 1024 pixels).
+    """
+    budget = CPU_BATCH_BYTES if device.type == "cpu" else GPU_BATCH_BYTES
+    return max(1, min(MAX_BATCH, budget // (3 * 4 * channels * size * size)))
+
+
 def render_frames(
     avatar: Avatar, motion: Motion, background: Tensor, options: ReenactOptions
 ) -> Iterator[NDArray[np.uint8]]:
     """(S, S, 3) uint8 frames in order, rendered in batches so that memory does not grow with the clip."""
     device = avatar.head.template.device
     solid = background if background.dim() == 1 else torch.zeros(3)
-    for start in range(0, len(motion), options.batch_size):
-        part = slice(start, start + options.batch_size)
+    channels = avatar.gapnet.config.appearance_channels if options.refine else 3
+    count = options.batch_size or frames_at_once(options.size, channels, device)
+    for start in range(0, len(motion), count):
+        part = slice(start, start + count)
         fields = (motion.expression, motion.neck, motion.head, motion.jaw, motion.eyes)
         params = avatar.params_for(*(field[part].to(device) for field in fields))
         with torch.no_grad():

@@ -42,7 +42,6 @@ class _Buffers:
 class _Frame(_Buffers):
     """One image's state between its forward and its backward pass."""
 
-    num_visible: int
     longest: int
     arrays: dict[str, np.ndarray]
 
@@ -69,6 +68,13 @@ def _padded(num_channels: int) -> int:
     return (num_channels + 7) // 8 * 8
 
 
+def _padded_background(background: Tensor) -> np.ndarray:
+    """(padded C,), zeros behind."""
+    padded = np.zeros(_padded(len(background)), np.float32)
+    padded[: len(background)] = background.detach().numpy()
+    return padded
+
+
 def _tiles(width: int) -> int:
     return (width + 15) // 16
 
@@ -82,46 +88,54 @@ def _forward_image(
     (width, height), num_points, num_channels = size, len(means), colors.shape[1]
     padded, num_blocks = _padded(num_channels), _tiles(width) * _tiles(height) * 16
     table = frame.get("table", (num_points, cpu_project.NUM_COLUMNS))
-    keys = _SCRATCH.get("keys", (num_points,), np.uint32)
-    num_rows = _SCRATCH.get("num_rows", (num_points,), np.int32)
-    cpu_project.project(threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys, num_rows)
+    records = frame.get("records", ((num_points + 1) * cpu_project.RECORD_SIZE,))
+    keys = frame.get("keys", (num_points,), np.uint32)
+    first_row, num_rows = (_SCRATCH.get(name, (num_points,), np.int32) for name in ("first_row", "num_rows"))
+    as_they_are = num_channels == padded
+    padded_colors = frame.get("colors", (0 if as_they_are else (num_points + 1) * padded,))
+    cpu_project.project(
+        threads, means, quats, scales, opacities, colors, viewmat, K, width, height, table, records, padded_colors,
+        padded, keys, first_row, num_rows,
+    )  # fmt: skip
+    records[-cpu_project.RECORD_SIZE :] = 0
+    records[-cpu_project.RECORD_SIZE + cpu_project.RECORD_PEAK] = cpu_project.NEVER
+    padded_colors[-padded:] = 0
 
-    order = frame.get("order", (num_points,), np.uint32)
-    first_span = _SCRATCH.get("first_span", (num_points + 1,), np.int64)
+    order = _SCRATCH.get("order", (num_points,), np.uint32)
+    first_span = _SCRATCH.get("first_span", (num_points,), np.int64)
+    first_listed, num_listed = (_SCRATCH.get(name, (threads,), np.int64) for name in ("first_listed", "num_listed"))
     pairs, spare = (_SCRATCH.get(name, (num_points,), np.uint64) for name in ("pairs", "spare"))
-    num_visible = cpu_bin.sort_by_depth(keys, num_rows, order, first_span, pairs, spare)
-
-    records = frame.get("records", (num_visible + 1, cpu_bin.RECORD_SIZE))
-    sorted_colors = frame.get("colors", (num_visible + 1, padded))
-    records[-1], sorted_colors[-1] = 0, 0
-    records[-1, cpu_bin.RECORD_PEAK] = cpu_bin.NEVER
+    num_visible, num_spans = cpu_bin.sort_by_depth(
+        threads, keys, num_rows, order, first_span, first_listed, pairs, spare
+    )
+    spans = _SCRATCH.get("spans", (max(1, num_spans), 2), np.int16)
+    cpu_bin.find_spans(threads, first_row, num_rows, first_span, table, width, spans)
     counts = _SCRATCH.get("counts", (threads, num_blocks), np.int64)
-    spans = _SCRATCH.get("spans", (max(1, int(first_span[num_visible])), 4), np.int32)
-    num_spans = _SCRATCH.get("num_spans", (threads,), np.int64)
+    listed = _SCRATCH.get("listed", (max(1, num_spans), 4), np.int32)
     cpu_bin.count_pairs(
-        threads, num_visible, order, first_span, table, colors, width, height, _tiles(width),
-        records.reshape(-1), sorted_colors.reshape(-1), padded, counts, spans, num_spans,
+        threads, num_visible, order, first_row, num_rows, first_span, spans, first_listed, _tiles(width), counts,
+        listed, num_listed,
     )  # fmt: skip
     offsets = frame.get("offsets", (num_blocks + 1,), np.int64)
     total, longest = cpu_bin.scan_counts(threads, counts, offsets)
     entries = frame.get("entries", (total + _LIST_PADDING,), np.int32)
     entries[total:] = 0
-    cpu_bin.fill_lists(threads, num_visible, first_span, num_spans, spans, _tiles(width), counts, entries)
+    cpu_bin.fill_lists(threads, first_listed, num_listed, listed, _tiles(width), counts, entries)
 
     first_block = _SCRATCH.get("first_block", (threads + 1,), np.int64)
     cpu_bin.share_blocks(threads, np.diff(offsets), first_block)
     walked = frame.get("walked", (num_blocks,), np.int64)
     scratches = _SCRATCH.get("forward", (threads, cpu_forward.scratch_floats(padded)))
     ids = _SCRATCH.get("forward_ids", (threads, cpu_forward.CHUNK + 8), np.int32)
+    flat_colors = colors.reshape(-1) if as_they_are else padded_colors
     cpu_forward.raster_forward(
-        threads, first_block, offsets, entries, records.reshape(-1), sorted_colors.reshape(-1), num_channels,
-        padded, width, height, _tiles(width), background, image.reshape(-1), alphas.reshape(-1), walked, scratches,
-        ids,
+        threads, first_block, offsets, entries, records, flat_colors, num_channels, padded, width, height,
+        _tiles(width), background, image.reshape(-1), alphas.reshape(-1), walked, scratches, ids,
     )  # fmt: skip
-    frame.num_visible, frame.longest = num_visible, longest
+    frame.longest = longest
     frame.arrays = {
-        "table": table, "order": order, "records": records.reshape(-1), "colors": sorted_colors.reshape(-1),
-        "offsets": offsets, "entries": entries, "walked": walked,
+        "table": table, "keys": keys, "records": records, "colors": padded_colors, "offsets": offsets,
+        "entries": entries, "walked": walked,
     }  # fmt: skip
 
 
@@ -138,16 +152,18 @@ def _backward_image(
     cpu_bin.share_blocks(threads, kept["walked"], first_block)
     scratches = _SCRATCH.get("backward", (threads, cpu_backward.scratch_floats(padded, frame.longest)))
     ids = _SCRATCH.get("backward_ids", (threads, frame.longest + 8), np.int32)
-    buffers = _SCRATCH.get("buffers", (threads, max(1, frame.num_visible), padded + 8))
+    num_points = len(means)
+    buffers = _SCRATCH.get("buffers", (threads, num_points, padded + 8))
+    flat_colors = colors.reshape(-1) if num_channels == padded else kept["colors"]
     cpu_backward.raster_backward(
-        threads, first_block, kept["offsets"], kept["entries"], kept["records"], kept["colors"], frame.num_visible,
+        threads, first_block, kept["offsets"], kept["entries"], kept["records"], flat_colors, num_points,
         num_channels, padded, width, height, _tiles(width), background, v_image.reshape(-1), v_alphas.reshape(-1),
         kept["walked"], frame.longest, scratches, ids, buffers.reshape(threads, -1),
     )  # fmt: skip
     pose = _SCRATCH.get("pose", (threads, 3, 4), np.float64)
     cpu_project.project_backward(
-        threads, frame.num_visible, kept["order"], buffers, num_channels, kept["table"], means, quats, scales,
-        opacities, viewmat, K, width, height, v_means, v_quats, v_scales, v_opacities, v_colors, pose,
+        threads, kept["keys"], buffers, num_channels, kept["table"], means, quats, scales, opacities, viewmat, K,
+        width, height, v_means, v_quats, v_scales, v_opacities, v_colors, pose,
     )  # fmt: skip
     v_viewmat[:3] += pose.sum(0).astype(np.float32)
 
@@ -166,14 +182,12 @@ class _Rasterize(torch.autograd.Function):
         image = torch.empty(batch_size, height, width, tensors[4].shape[-1])
         alphas = torch.empty(batch_size, height, width, 1)
         *fields, background = tensors
-        lease = _Lease(batch_size)
+        lease, behind = _Lease(batch_size), _padded_background(background)
         with jit.LOCK:
             threads = jit.num_threads()
             for b, frame in enumerate(lease.frames):
                 arrays = _one_image(tuple(fields), b)
-                _forward_image(
-                    frame, arrays, size, background.detach().numpy(), image[b].numpy(), alphas[b].numpy(), threads
-                )
+                _forward_image(frame, arrays, size, behind, image[b].numpy(), alphas[b].numpy(), threads)
         if any(ctx.needs_input_grad):
             ctx.lease, ctx.size = lease, size
             ctx.save_for_backward(*tensors, alphas)
@@ -185,16 +199,15 @@ class _Rasterize(torch.autograd.Function):
         *tensors, alphas = ctx.saved_tensors
         *fields, background = tensors
         grads = [torch.zeros_like(tensor) for tensor in fields[:6]]
-        v_image, v_alphas = v_image.contiguous(), v_alphas.contiguous()
+        v_image, v_alphas, behind = v_image.contiguous(), v_alphas.contiguous(), _padded_background(background)
         with jit.LOCK:
             threads = jit.num_threads()
             for b, frame in enumerate(ctx.lease.frames):
                 one = _one_image(tuple(grads), b)
                 arrays = _one_image(tuple(fields), b)
                 _backward_image(
-                    frame, arrays, ctx.size, background.detach().numpy(), v_image[b].numpy(), v_alphas[b].numpy(),
-                    one, threads,
-                )  # fmt: skip
+                    frame, arrays, ctx.size, behind, v_image[b].numpy(), v_alphas[b].numpy(), one, threads
+                )
         v_background = None
         if ctx.needs_input_grad[-1]:
             v_background = (v_image * (1 - alphas)).sum((0, 1, 2))

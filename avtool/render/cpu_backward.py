@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from avtool.render.cpu_bin import RECORD_SIZE, RECORD_X, RECORD_Y
+from avtool.jit import inlined, threaded
 from avtool.render.cpu_forward import (
     CHUNK,
     PIXEL_X,
@@ -23,9 +23,8 @@ from avtool.render.cpu_forward import (
     multiply_add,
     place_pixels,
 )
-from avtool.render.cpu_project import BLOCK, ONE, TWO, ZERO, f32
-from avtool.jit import inlined, threaded
-from avtool.render.simd import any_positive, broadcast, load, load_broadcast, prefetch, store, where_greater
+from avtool.render.cpu_project import BLOCK, ONE, RECORD_SIZE, RECORD_X, RECORD_Y, TWO, ZERO, f32
+from avtool.render.simd import any_positive, broadcast, load, load_broadcast, prefetch, store, transpose, where_greater
 
 ALPHA_CAP = f32(0.999)
 # Scratch areas in floats: alpha gradients, the moments' basis, then areas whose size depends on the channels:
@@ -65,23 +64,33 @@ def _write_basis(scratch):
 def _read_gradients(
     scratch, by_channel, by_pixel, block_x, block_y, width, height, num_channels, padded, background, v_image, v_alphas
 ):
-    """Gradients of the block's pixels, in both layouts; zero outside the image."""
+    """Gradients of the block's pixels, in both layouts; zero outside the image. background is padded to whole vectors."""
     zero = broadcast(ZERO)
-    for at in range(by_channel, by_pixel + PIXELS * padded, 8):
+    for at in range(by_pixel, by_pixel + PIXELS * padded, 8):
         store(scratch, at, zero)
+    vectors = num_channels // 8 * 8
     for pixel in range(PIXELS):
         x, y = block_x * BLOCK + pixel % BLOCK, block_y * BLOCK + pixel // BLOCK
+        scratch[V_ALPHA + pixel] = ZERO
         if x >= width or y >= height:
-            scratch[V_ALPHA + pixel] = ZERO
             continue
-        at = (y * width + x) * num_channels
-        v_alpha = v_alphas[y * width + x]
-        for channel in range(num_channels):
-            value = v_image[at + channel]
-            scratch[by_pixel + pixel * padded + channel] = value
-            scratch[by_channel + channel * PIXELS + pixel] = value
-            v_alpha -= value * background[channel]
-        scratch[V_ALPHA + pixel] = v_alpha
+        scratch[V_ALPHA + pixel] = v_alphas[y * width + x]
+        at, to = (y * width + x) * num_channels, by_pixel + pixel * padded
+        for channel in range(0, vectors, 8):
+            store(scratch, to + channel, load(v_image, at + channel))
+        for channel in range(vectors, num_channels):
+            scratch[to + channel] = v_image[at + channel]
+    upper, lower = load(scratch, V_ALPHA), load(scratch, V_ALPHA + 8)
+    for first in range(0, padded, 8):
+        to = by_channel + first * PIXELS
+        transpose(scratch, by_pixel + first, padded, to, PIXELS)
+        transpose(scratch, by_pixel + 8 * padded + first, padded, to + 8, PIXELS)
+        for channel in range(8):
+            behind = load_broadcast(background, first + channel)
+            upper = upper - behind * load(scratch, to + channel * PIXELS)
+            lower = lower - behind * load(scratch, to + channel * PIXELS + 8)
+    store(scratch, V_ALPHA, upper)
+    store(scratch, V_ALPHA + 8, lower)
 
 
 @inlined
@@ -93,9 +102,9 @@ def _replay(scratch, ids, records, colors, buffer, padded, entries, first, count
     t0 = t1 = final0 = final1 = broadcast(ONE)
     kept = 0
     for j in range(count):
-        rank = np.int64(entries[first + j])
+        point = np.int64(entries[first + j])
         prefetch(records, np.int64(entries[first + j + 8]) * RECORD_SIZE)
-        a0, a1 = block_alphas(records, rank, x, y_upper, y_lower)
+        a0, a1 = block_alphas(records, point, x, y_upper, y_lower)
         after0, after1 = t0 - a0 * t0, t1 - a1 * t1
         a0, a1 = where_greater(after0, cut, a0, zero), where_greater(after1, cut, a1, zero)
         at = kept * PIXELS
@@ -105,12 +114,12 @@ def _replay(scratch, ids, records, colors, buffer, padded, entries, first, count
         store(scratch, transmittances + at + 8, t1)
         final0, final1 = where_greater(after0, cut, after0, final0), where_greater(after1, cut, after1, final1)
         t0, t1 = where_greater(after0, cut, after0, zero), where_greater(after1, cut, after1, zero)
-        ids[kept] = rank
+        ids[kept] = point
         if any_positive(a0, a1):
             kept += 1
-            for at in range(rank * padded, (rank + 1) * padded, 16):
+            for at in range(point * padded, (point + 1) * padded, 16):
                 prefetch(colors, at)
-            for at in range(rank * (padded + 8), (rank + 1) * (padded + 8), 16):
+            for at in range(point * (padded + 8), (point + 1) * (padded + 8), 16):
                 prefetch(buffer, at)
     while kept % 4 != 0:
         for at in range(kept * PIXELS, (kept + 1) * PIXELS, 8):
@@ -162,14 +171,14 @@ def _sweep(scratch, alpha_at, transmittance_at, dot_at, behind):
 
 
 @inlined
-def _add_to_buffer(scratch, sums, buffer, rank, records, center_x, center_y, padded):
+def _add_to_buffer(scratch, sums, buffer, point, records, center_x, center_y, padded):
     """Add a Gaussian's color gradients and its moments, shifted from the block's center to its own."""
-    at = rank * (padded + 8)
+    at = point * (padded + 8)
     for column in range(0, padded, 8):
         store(buffer, at + column, load(buffer, at + column) + load(scratch, sums + column))
     at, m = at + padded, sums + padded
-    shift_x = center_x - records[rank * RECORD_SIZE + RECORD_X]
-    shift_y = center_y - records[rank * RECORD_SIZE + RECORD_Y]
+    shift_x = center_x - records[point * RECORD_SIZE + RECORD_X]
+    shift_y = center_y - records[point * RECORD_SIZE + RECORD_Y]
     m0, m1, m2 = scratch[m], scratch[m + 1], scratch[m + 2]
     first_x, first_y = m1 + shift_x * m0, m2 + shift_y * m0
     buffer[at] += m0
@@ -205,14 +214,14 @@ def _accumulate(scratch, ids, begin, end, padded, by_pixel, sums, alphas, sigmas
 
 @threaded
 def raster_backward(
-    num_threads, first_block, offsets, entries, records, colors, num_visible, num_channels, padded, width, height,
+    num_threads, first_block, offsets, entries, records, colors, num_points, num_channels, padded, width, height,
     tiles_x, background, v_image, v_alphas, walked, longest, scratches, ids, buffers,
 ):  # fmt: skip
-    """Gradients of every block into the threads' buffers (T, M (padded + 8)): color gradients, then six moments."""
+    """Gradients of every block into the threads' buffers (T, N (padded + 8)): color gradients, then six moments."""
     for thread in prange(num_threads):
         scratch, chosen, buffer = scratches[thread], ids[thread], buffers[thread]
         by_channel, by_pixel, dots, sums, alphas, transmittances = _area_offsets(padded, longest)
-        buffer[: num_visible * (padded + 8)] = ZERO
+        buffer[: num_points * (padded + 8)] = ZERO
         _write_basis(scratch)
         for block in range(first_block[thread], first_block[thread + 1]):
             if walked[block] == 0:

@@ -13,36 +13,25 @@ import math
 import numpy as np
 from numba import prange
 
+from avtool.jit import inlined, kernel, threaded
 from avtool.render.cpu_project import (
+    BEND,
     BLOCK,
-    CONIC_XX,
-    CONIC_XY,
-    CONIC_YY,
-    DET,
     EXTENT_X,
     EXTENT_Y,
     HALF,
-    LEVEL,
-    LOG2_OPACITY,
+    LEAN,
     MEAN_X,
     MEAN_Y,
-    ONE,
+    REACH,
+    WIDEST,
     ZERO,
-    block_rows,
     f32,
 )
-from avtool.jit import inlined, kernel, threaded
 
-QUARTER, THREE = f32(0.25), f32(3)
-LOG2_E = f32(math.log2(math.e))
+THREE = f32(3)
 BLOCK_OVERHEAD = 4
 """Cost of visiting a block, in list entries, for balancing the threads."""
-
-# A record is what the inner loop reads of a Gaussian, in depth order: mean, conic scaled to log2 units, log2 opacity.
-RECORD_X, RECORD_Y, RECORD_XX, RECORD_XY, RECORD_YY, RECORD_PEAK = range(6)
-RECORD_SIZE = 8
-NEVER = f32(-1e30)
-"""log2 opacity of the record that pads odd lists."""
 
 _RADIX_BITS = 11
 _RADIX = 1 << _RADIX_BITS
@@ -50,18 +39,21 @@ _MASK = np.uint64(_RADIX - 1)
 
 
 @kernel
-def sort_by_depth(keys, num_rows, order, first_span, pairs, spare):
-    """Stable radix sort of the visible Gaussians: order (M,) indices front to back. Returns M.
+def sort_by_depth(num_threads, keys, num_rows, order, first_span, first_listed, pairs, spare):
+    """Stable radix sort of the visible Gaussians: order (M,) indices front to back. Returns (M, number of spans).
 
-    first_span (M + 1,) gets where each sorted Gaussian's rows of blocks start in a list of spans (an upper bound).
+    A span is a Gaussian's columns of blocks in one row of them. first_span (N,) gets where a Gaussian's spans start,
+    first_listed (T,) where each thread's do once they are listed front to back, M / T Gaussians a thread.
     pairs, spare: (N,) uint64 scratch.
     """
     histogram = np.zeros((3, _RADIX), np.int64)
-    count = 0
+    count, spans = 0, 0
     for i in range(len(keys)):
         key = np.uint64(keys[i])
+        first_span[i] = spans
         if key == 0:
             continue
+        spans += num_rows[i]
         pairs[count] = (key << np.uint64(32)) | np.uint64(i)
         count += 1
         for digit in range(3):
@@ -81,81 +73,75 @@ def sort_by_depth(keys, num_rows, order, first_span, pairs, spare):
             spare[histogram[digit, bucket]] = pair
             histogram[digit, bucket] += 1
         pairs, spare = spare, pairs
-    spans = 0
+    listed, thread = 0, 0
     for j in range(count):
+        while thread < num_threads and j == count * thread // num_threads:
+            first_listed[thread] = listed
+            thread += 1
         i = np.uint32(pairs[j])
         order[j] = i
-        first_span[j] = spans
-        spans += num_rows[i]
-    first_span[count] = spans
-    return count
+        listed += num_rows[i]
+    first_listed[thread:] = listed
+    return count, spans
 
 
-@inlined
-def _span(table, i, block_row, width):
-    """First and last pixel column of a row of blocks that Gaussian i's ellipse meets (first > last: none)."""
-    a, b, c, det = table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY], table[i, DET]
-    center_x, extent_x, extent_y = table[i, MEAN_X], table[i, EXTENT_X], table[i, EXTENT_Y]
-    top = f32(block_row * BLOCK) + HALF - table[i, MEAN_Y]
-    low, high = max(top, -extent_y), min(top + THREE, extent_y)
-    if low > high:
-        return 1, 0
-    # The ellipse is widest to the right where its slope is vertical; within a band of rows, at the nearest row to that.
-    widest = -b / c * extent_x
-    y_right, y_left = min(max(widest, low), high), min(max(-widest, low), high)
-    level = a * table[i, LEVEL]
-    right = (-b * y_right + math.sqrt(max(ZERO, level - det * y_right * y_right))) / a
-    left = (-b * y_left - math.sqrt(max(ZERO, level - det * y_left * y_left))) / a
-    slack = f32(1e-3) + f32(2e-6) * (extent_x + abs(center_x))
-    first = math.ceil(min(f32(width), max(ZERO, center_x + left - HALF - slack)))
-    last = math.floor(max(f32(-1), min(f32(width - 1), center_x + right - HALF + slack)))
-    return np.int64(first), np.int64(last)
-
-
-@inlined
-def _write_record(rank, i, table, colors, records, sorted_colors, padded):
-    """Copy what the raster loops need of Gaussian i to its place in depth order."""
-    at = rank * RECORD_SIZE
-    records[at + RECORD_X], records[at + RECORD_Y] = table[i, MEAN_X], table[i, MEAN_Y]
-    records[at + RECORD_XX] = HALF * LOG2_E * table[i, CONIC_XX]
-    records[at + RECORD_XY] = LOG2_E * table[i, CONIC_XY]
-    records[at + RECORD_YY] = HALF * LOG2_E * table[i, CONIC_YY]
-    records[at + RECORD_PEAK] = table[i, LOG2_OPACITY]
-    num_channels = colors.shape[1]
-    at = rank * padded
-    for channel in range(num_channels):
-        sorted_colors[at + channel] = colors[i, channel]
-    for channel in range(num_channels, padded):
-        sorted_colors[at + channel] = ZERO
+@threaded
+def find_spans(num_threads, first_row, num_rows, first_span, table, width, spans):
+    """First and last column of blocks that every Gaussian's ellipse meets in each of its rows of blocks: spans (., 2)
+    int16, first > last where it meets none."""
+    num_points = len(num_rows)
+    for thread in prange(num_threads):
+        for i in range(num_points * thread // num_threads, num_points * (thread + 1) // num_threads):
+            lean, reach, bend, widest = table[i, LEAN], table[i, REACH], table[i, BEND], table[i, WIDEST]
+            extent_y, center_x = table[i, EXTENT_Y], table[i, MEAN_X]
+            slack = f32(1e-3) + f32(2e-6) * (table[i, EXTENT_X] + abs(center_x))
+            left_end, right_end = center_x - HALF - slack, center_x - HALF + slack
+            row, at = first_row[i], first_span[i]
+            top = f32(row * BLOCK) + HALF - table[i, MEAN_Y]
+            for k in range(num_rows[i]):
+                low, high = max(top, -extent_y), min(top + THREE, extent_y)
+                top += f32(BLOCK)
+                spans[at + k, 0], spans[at + k, 1] = 1, 0
+                if low > high:
+                    continue
+                # Widest where the ellipse's slope is vertical; within a band of rows, at the nearest height to that.
+                y_right, y_left = min(max(widest, low), high), min(max(-widest, low), high)
+                right = right_end + lean * y_right + math.sqrt(max(ZERO, reach - bend * y_right * y_right))
+                left = left_end + lean * y_left - math.sqrt(max(ZERO, reach - bend * y_left * y_left))
+                # Rounded up and down by the cast, which cuts: both are at least zero here.
+                first = np.int32(min(f32(width), max(ZERO, left)))
+                first += np.int32(f32(first) < left)
+                last = np.int32(min(f32(width), right + f32(1)) if right >= ZERO else ZERO) - 1
+                last = min(last, width - 1)
+                if first <= last:
+                    spans[at + k, 0], spans[at + k, 1] = first >> 2, last >> 2
 
 
 @threaded
 def count_pairs(
-    num_threads, num_visible, order, first_span, table, colors, width, height, tiles_x, records, sorted_colors,
-    padded, counts, spans, num_spans,
+    num_threads, num_visible, order, first_row, num_rows, first_span, spans, first_listed, tiles_x, counts, listed,
+    num_listed,
 ):  # fmt: skip
-    """Write the records and colors in depth order, the spans (rank, row, first and last column of blocks), and how
-    many list entries each thread puts into each block: counts (T, blocks)."""
+    """List the spans front to back, listed (., 4): Gaussian, row, first and last column of blocks; and count how many list
+    entries each thread will put into each block: counts (T, blocks)."""
     for thread in prange(num_threads):
-        begin, end = num_visible * thread // num_threads, num_visible * (thread + 1) // num_threads
-        at = first_span[begin]
+        at = first_listed[thread]
         count = counts[thread]
         count[:] = 0
-        for rank in range(begin, end):
+        for rank in range(num_visible * thread // num_threads, num_visible * (thread + 1) // num_threads):
             i = np.int64(order[rank])
-            _write_record(rank, i, table, colors, records, sorted_colors, padded)
-            top, bottom = block_rows(table[i, MEAN_Y], table[i, EXTENT_Y], f32(height))
-            for block_row in range(top, bottom + 1):
-                first, last = _span(table, i, block_row, width)
+            row, begin = first_row[i], first_span[i]
+            for k in range(num_rows[i]):
+                first, last = np.int64(spans[begin + k, 0]), np.int64(spans[begin + k, 1])
                 if first > last:
                     continue
-                first, last = first // BLOCK, last // BLOCK
-                spans[at, 0], spans[at, 1], spans[at, 2], spans[at, 3] = rank, block_row, first, last
+                block_row = np.int64(row + k)
+                listed[at, 0], listed[at, 1], listed[at, 2], listed[at, 3] = i, block_row, first, last
                 at += 1
                 base = (block_row >> 2) * tiles_x * 16 + (block_row & 3) * 4
                 for column in range(first, last + 1):
                     count[base + (column >> 2) * 16 + (column & 3)] += 1
-        num_spans[thread] = at
+        num_listed[thread] = at
 
 
 @kernel
@@ -179,16 +165,16 @@ def scan_counts(num_threads, counts, offsets):
 
 
 @threaded
-def fill_lists(num_threads, num_visible, first_span, num_spans, spans, tiles_x, positions, entries):
-    """Write the ranks into the blocks' lists; threads hold consecutive ranks, so every list stays in depth order."""
+def fill_lists(num_threads, first_listed, num_listed, listed, tiles_x, positions, entries):
+    """Write the Gaussians into the blocks' lists; threads hold consecutive ranks, so every list stays in depth order."""
     for thread in prange(num_threads):
         position = positions[thread]
-        for at in range(first_span[num_visible * thread // num_threads], num_spans[thread]):
-            rank, block_row = spans[at, 0], spans[at, 1]
+        for at in range(first_listed[thread], num_listed[thread]):
+            i, block_row = listed[at, 0], np.int64(listed[at, 1])
             base = (block_row >> 2) * tiles_x * 16 + (block_row & 3) * 4
-            for column in range(spans[at, 2], spans[at, 3] + 1):
+            for column in range(np.int64(listed[at, 2]), np.int64(listed[at, 3]) + 1):
                 block = base + (column >> 2) * 16 + (column & 3)
-                entries[position[block]] = rank
+                entries[position[block]] = i
                 position[block] += 1
 
 

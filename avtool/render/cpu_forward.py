@@ -9,9 +9,21 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from avtool.render.cpu_bin import RECORD_PEAK, RECORD_SIZE, RECORD_X, RECORD_XX, RECORD_XY, RECORD_Y, RECORD_YY
-from avtool.render.cpu_project import BLOCK, HALF, ONE, ZERO, f32
 from avtool.jit import inlined, threaded
+from avtool.render.cpu_project import (
+    BLOCK,
+    HALF,
+    ONE,
+    RECORD_PEAK,
+    RECORD_SIZE,
+    RECORD_X,
+    RECORD_XX,
+    RECORD_XY,
+    RECORD_Y,
+    RECORD_YY,
+    ZERO,
+    f32,
+)
 from avtool.render.simd import (
     alpha_from_log2,
     any_positive,
@@ -46,9 +58,9 @@ def place_pixels(scratch, block_x, block_y):
 
 
 @inlined
-def block_alphas(records, rank, x, y_upper, y_lower):
+def block_alphas(records, point, x, y_upper, y_lower):
     """Alpha of one Gaussian at the block's two vectors of pixels (x is the same for both)."""
-    at = rank * RECORD_SIZE
+    at = point * RECORD_SIZE
     dx = x - load_broadcast(records, at + RECORD_X)
     peak = load_broadcast(records, at + RECORD_PEAK)
     yy, mean_y = load_broadcast(records, at + RECORD_YY), load_broadcast(records, at + RECORD_Y)
@@ -120,15 +132,26 @@ def multiply_add(a, a_first, a_row, a_step, b, b_first, b_row, rows, use_rows, c
             store(out, at + 3 * out_row, s0), store(out, at + 3 * out_row + 8, s1)
             v += 2
         else:
+            # Two sums a row: four alone would wait for one another.
             p0, q0 = load(out, at), load(out, at + out_row)
             r0, s0 = load(out, at + 2 * out_row), load(out, at + 3 * out_row)
-            for k in range(count):
+            p1 = q1 = r1 = s1 = broadcast(ZERO)
+            for k in range(0, count - 1, 2):
                 b0 = load(b, b_first + (np.int64(rows[k]) if use_rows else k) * b_row + v * 8)
-                weight = a_first + k * a_step
-                p0 = p0 + load_broadcast(a, weight) * b0
-                q0 = q0 + load_broadcast(a, weight + a_row) * b0
-                r0 = r0 + load_broadcast(a, weight + 2 * a_row) * b0
-                s0 = s0 + load_broadcast(a, weight + 3 * a_row) * b0
+                b1 = load(b, b_first + (np.int64(rows[k + 1]) if use_rows else k + 1) * b_row + v * 8)
+                one = a_first + k * a_step
+                two = one + a_step
+                p0, p1 = p0 + load_broadcast(a, one) * b0, p1 + load_broadcast(a, two) * b1
+                q0, q1 = q0 + load_broadcast(a, one + a_row) * b0, q1 + load_broadcast(a, two + a_row) * b1
+                r0, r1 = r0 + load_broadcast(a, one + 2 * a_row) * b0, r1 + load_broadcast(a, two + 2 * a_row) * b1
+                s0, s1 = s0 + load_broadcast(a, one + 3 * a_row) * b0, s1 + load_broadcast(a, two + 3 * a_row) * b1
+            if count % 2 == 1:
+                k = count - 1
+                b0 = load(b, b_first + (np.int64(rows[k]) if use_rows else k) * b_row + v * 8)
+                one = a_first + k * a_step
+                p0, q0 = p0 + load_broadcast(a, one) * b0, q0 + load_broadcast(a, one + a_row) * b0
+                r0, s0 = r0 + load_broadcast(a, one + 2 * a_row) * b0, s0 + load_broadcast(a, one + 3 * a_row) * b0
+            p0, q0, r0, s0 = p0 + p1, q0 + q1, r0 + r1, s0 + s1
             store(out, at, p0), store(out, at + out_row, q0)
             store(out, at + 2 * out_row, r0), store(out, at + 3 * out_row, s0)
             v += 1
@@ -190,15 +213,15 @@ def _blend_registers(scratch, records, colors, entries, first, count):
 
 
 @inlined
-def _keep(scratch, weights, kept, ids, rank, upper, lower, colors, padded):
+def _keep(scratch, weights, kept, ids, point, upper, lower, colors, padded):
     """Put a Gaussian's weights behind the gathered ones; it stays only if any is positive. Returns how many there are."""
     at = weights + kept * PIXELS
     store(scratch, at, upper)
     store(scratch, at + 8, lower)
-    ids[kept] = rank
+    ids[kept] = point
     if not any_positive(upper, lower):
         return kept
-    at = rank * padded
+    at = point * padded
     prefetch(colors, at)
     prefetch(colors, at + 16)
     prefetch(colors, at + 32)
@@ -248,18 +271,25 @@ def _blend_products(scratch, ids, records, colors, padded, entries, first, count
 
 @inlined
 def _write_block(scratch, block_x, block_y, width, height, num_channels, padded, background, image, alphas):
-    """Copy a block's pixels that lie in the image, over the background."""
-    in_registers = num_channels <= 3
+    """Copy a block's pixels that lie in the image, over the background (padded to whole vectors)."""
+    vectors = 0 if num_channels <= 3 else num_channels // 8 * 8
     for pixel in range(PIXELS):
         x, y = block_x * BLOCK + pixel % BLOCK, block_y * BLOCK + pixel // BLOCK
         if x >= width or y >= height:
             continue
         alpha = scratch[WEIGHT_SUM + pixel]
         alphas[y * width + x] = alpha
-        out = (y * width + x) * num_channels
-        at, step = (REGISTER_CHANNELS + pixel, PIXELS) if in_registers else (PRODUCTS + pixel * padded, 1)
-        for channel in range(num_channels):
-            image[out + channel] = scratch[at + channel * step] + (ONE - alpha) * background[channel]
+        out, through = (y * width + x) * num_channels, ONE - alpha
+        if num_channels <= 3:
+            for channel in range(num_channels):
+                value = scratch[REGISTER_CHANNELS + pixel + channel * PIXELS]
+                image[out + channel] = value + through * background[channel]
+            continue
+        at, behind = PRODUCTS + pixel * padded, broadcast(through)
+        for channel in range(0, vectors, 8):
+            store(image, out + channel, load(scratch, at + channel) + behind * load(background, channel))
+        for channel in range(vectors, num_channels):
+            image[out + channel] = scratch[at + channel] + through * background[channel]
 
 
 @inlined
@@ -276,7 +306,7 @@ def raster_forward(
 ):  # fmt: skip
     """Blend all blocks: image (H W C,), alphas (H W,), walked (blocks,) entries looked at before all pixels had ended.
 
-    records and colors are flat, in depth order, with a null record at the end; entries is padded by 16.
+    records and colors are flat, with a null record at the end; entries is padded by 16.
     """
     for thread in prange(num_threads):
         scratch, chosen = scratches[thread], ids[thread]

@@ -24,10 +24,17 @@ HALF_MARGIN = f32(0.3 * 0.5)
 LOG2_255, TWO_LN2 = f32(math.log2(255)), f32(2 * math.log(2))
 LARGEST, TINY = f32(1e37), f32(1e-12)
 
-# Columns of the projection table (N, NUM_COLUMNS): mean (px), conic, inverse determinant of the covariance,
-# half extents of the visible ellipse (px), its level (squared Mahalanobis radius), log2 of the opacity, camera point.
-MEAN_X, MEAN_Y, CONIC_XX, CONIC_XY, CONIC_YY, DET, EXTENT_X, EXTENT_Y, LEVEL, LOG2_OPACITY, X, Y, Z = range(13)
+# Columns of the projection table (N, NUM_COLUMNS): mean (px), conic, half extents of the visible ellipse (px), camera
+# point, and the ellipse's horizontal span at height y: lean y -+ sqrt(reach - bend y^2), widest to the right at y = widest.
+MEAN_X, MEAN_Y, CONIC_XX, CONIC_XY, CONIC_YY, EXTENT_X, EXTENT_Y, X, Y, Z, LEAN, REACH, BEND, WIDEST = range(14)
 NUM_COLUMNS = 16
+
+# A record is what the inner loops read of a Gaussian: mean, conic scaled to log2 units, log2 opacity.
+RECORD_X, RECORD_Y, RECORD_XX, RECORD_XY, RECORD_YY, RECORD_PEAK = range(6)
+RECORD_SIZE = 8
+NEVER = f32(-1e30)
+"""log2 opacity of the record that pads odd lists."""
+LOG2_E = f32(math.log2(math.e))
 
 
 @inlined
@@ -97,8 +104,8 @@ def _jacobian(x, y, z, K, limits):
 
 
 @inlined
-def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, limits, width, height, table):
-    """Fill row i of the projection table; True when the Gaussian is visible."""
+def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, limits, width, height, table, records):
+    """Fill row i of the projection table and record i; True when the Gaussian is visible."""
     mean_x, mean_y, mean_z = means[i, 0], means[i, 1], means[i, 2]
     x = camera[0] * mean_x + camera[1] * mean_y + camera[2] * mean_z + viewmat[0, 3]
     y = camera[3] * mean_x + camera[4] * mean_y + camera[5] * mean_z + viewmat[1, 3]
@@ -129,9 +136,18 @@ def _project_one(i, means, quats, scales, opacities, viewmat, camera, K, limits,
     extent_x, extent_y = math.sqrt(level * xx), math.sqrt(level * yy)
     image_x, image_y = j00 * x + K[0, 2], j11 * y + K[1, 2]
     table[i, MEAN_X], table[i, MEAN_Y] = image_x, image_y
-    table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY] = yy * inverse, -xy * inverse, xx * inverse
-    table[i, DET], table[i, EXTENT_X], table[i, EXTENT_Y], table[i, LEVEL] = inverse, extent_x, extent_y, level
-    table[i, LOG2_OPACITY], table[i, X], table[i, Y], table[i, Z] = log2_opacity, x, y, z
+    a, b, c = yy * inverse, -xy * inverse, xx * inverse
+    table[i, CONIC_XX], table[i, CONIC_XY], table[i, CONIC_YY] = a, b, c
+    table[i, EXTENT_X], table[i, EXTENT_Y] = extent_x, extent_y
+    table[i, X], table[i, Y], table[i, Z] = x, y, z
+    # The conic's determinant is the inverse of the covariance's, so bend = inverse / a^2 and widest = -b / c extent_x.
+    by_yy = ONE / yy
+    table[i, LEAN], table[i, REACH], table[i, BEND] = xy * by_yy, level * determinant * by_yy, determinant * by_yy * by_yy
+    table[i, WIDEST] = xy / xx * extent_x
+    at = i * RECORD_SIZE
+    records[at + RECORD_X], records[at + RECORD_Y] = image_x, image_y
+    records[at + RECORD_XX], records[at + RECORD_XY] = HALF * LOG2_E * a, LOG2_E * b
+    records[at + RECORD_YY], records[at + RECORD_PEAK] = HALF * LOG2_E * c, log2_opacity
     inside_x = image_x + extent_x >= ZERO and image_x - extent_x <= width
     return inside_x and image_y + extent_y >= ZERO and image_y - extent_y <= height
 
@@ -145,21 +161,34 @@ def block_rows(center, extent, height):
 
 
 @threaded
-def project(num_threads, means, quats, scales, opacities, viewmat, K, width, height, table, keys, num_rows):
-    """Project N Gaussians: the table (N, NUM_COLUMNS), keys (N,) uint32, depth bits or 0 for what is culled, and
-    num_rows (N,) int32, how many rows of blocks a visible one spans at most."""
-    num_points = means.shape[0]
+def project(
+    num_threads, means, quats, scales, opacities, colors, viewmat, K, width, height, table, records, padded_colors,
+    padded, keys, first_row, num_rows,
+):  # fmt: skip
+    """Project N Gaussians: the table (N, NUM_COLUMNS), records ((N + 1) RECORD_SIZE,), keys (N,) uint32, depth bits or 0
+    for what is culled, and the rows of blocks that each may meet: first_row, num_rows (N,) int32.
+
+    padded_colors gets the colors in rows of ``padded``, unless they are used as they are (it is empty then).
+    """
+    num_points, num_channels = colors.shape
     image_width, image_height = f32(width), f32(height)
+    copy = len(padded_colors) > 0
     for thread in prange(num_threads):
         camera, limits = _camera_rotation(viewmat), _slope_limits(K, image_width, image_height)
         for i in range(num_points * thread // num_threads, num_points * (thread + 1) // num_threads):
             visible = _project_one(
-                i, means, quats, scales, opacities, viewmat, camera, K, limits, image_width, image_height, table
+                i, means, quats, scales, opacities, viewmat, camera, K, limits, image_width, image_height, table, records
             )
             keys[i] = float_bits(table[i, Z]) if visible else np.uint32(0)
+            first_row[i] = num_rows[i] = 0
             if visible:
                 top, bottom = block_rows(table[i, MEAN_Y], table[i, EXTENT_Y], image_height)
-                num_rows[i] = max(0, bottom - top + 1)
+                first_row[i], num_rows[i] = top, max(0, bottom - top + 1)
+            if copy:
+                for channel in range(num_channels):
+                    padded_colors[i * padded + channel] = colors[i, channel]
+                for channel in range(num_channels, padded):
+                    padded_colors[i * padded + channel] = ZERO
 
 
 @inlined
@@ -271,39 +300,40 @@ def _backward_one(
 
 
 @inlined
-def _sum_of_moment(buffers, num_threads, rank, column):
+def _sum_of_moment(buffers, num_threads, i, column):
     total = ZERO
     for t in range(num_threads):
-        total += buffers[t, rank, column]
+        total += buffers[t, i, column]
     return total
 
 
 @threaded
 def project_backward(
-    num_threads, num_visible, order, buffers, num_channels, table, means, quats, scales, opacities, viewmat, K,
-    width, height, v_means, v_quats, v_scales, v_opacities, v_colors, pose,
+    num_threads, keys, buffers, num_channels, table, means, quats, scales, opacities, viewmat, K, width, height, v_means,
+    v_quats, v_scales, v_opacities, v_colors, pose,
 ):  # fmt: skip
-    """Sum the threads' buffers (T, M, padded C + 8) and chain them to the inputs; adds to every v_ array.
+    """Sum the threads' buffers (T, N, padded C + 8) and chain them to the inputs; adds to every v_ array.
 
     A buffer's row holds the color gradients, then the six moments. pose (T, 3, 4) float64 takes the camera's gradient.
     """
     image_width, image_height = f32(width), f32(height)
-    first = buffers.shape[2] - 8
+    first, num_points = buffers.shape[2] - 8, len(keys)
     for thread in prange(num_threads):
         camera, limits = _camera_rotation(viewmat), _slope_limits(K, image_width, image_height)
         pose[thread] = 0.0
-        for rank in range(num_visible * thread // num_threads, num_visible * (thread + 1) // num_threads):
-            i = np.int64(order[rank])
+        for i in range(num_points * thread // num_threads, num_points * (thread + 1) // num_threads):
+            if keys[i] == 0:
+                continue
             for t in range(num_threads):
                 for k in range(num_channels):
-                    v_colors[i, k] += buffers[t, rank, k]
+                    v_colors[i, k] += buffers[t, i, k]
             moments = (
-                _sum_of_moment(buffers, num_threads, rank, first),
-                _sum_of_moment(buffers, num_threads, rank, first + 1),
-                _sum_of_moment(buffers, num_threads, rank, first + 2),
-                _sum_of_moment(buffers, num_threads, rank, first + 3),
-                _sum_of_moment(buffers, num_threads, rank, first + 4),
-                _sum_of_moment(buffers, num_threads, rank, first + 5),
+                _sum_of_moment(buffers, num_threads, i, first),
+                _sum_of_moment(buffers, num_threads, i, first + 1),
+                _sum_of_moment(buffers, num_threads, i, first + 2),
+                _sum_of_moment(buffers, num_threads, i, first + 3),
+                _sum_of_moment(buffers, num_threads, i, first + 4),
+                _sum_of_moment(buffers, num_threads, i, first + 5),
             )
             _backward_one(
                 i, thread, moments, table, means, quats, scales, opacities, camera, K, limits,

@@ -5,6 +5,7 @@ Shape legend: ... batch (B after flattening), N Gaussians, C channels, H x W ima
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,10 +22,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RenderOutput(NamedTuple):
-    """colors (..., H, W, C), composited on the background if there is one; alphas (..., H, W, 1) in [0, 1]."""
+    """colors (..., H, W, C), composited on the background if there is one; alphas (..., H, W, 1) in [0, 1]; depths
+    (..., H, W, 1) where they were asked for: metres along the camera's axis, the mean over what is seen, 0 where nothing is."""
 
     colors: Tensor
     alphas: Tensor
+    depths: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def render(
     *,
     background: Tensor | None = None,
     backend: str = "auto",
+    depth: bool = False,
 ) -> RenderOutput:
     """Splat Gaussians into pinhole cameras (gsplat "classic" mode; the meaning is stated in render/reference.py).
 
@@ -69,11 +73,14 @@ def render(
         Ks: (..., 3, 3) intrinsics in pixels of a ``width`` x ``height`` image.
         background: (C,) color behind everything; None leaves black, i.e. premultiplied colors.
         backend: "auto" (gsplat on CUDA, else numba), or "numba", "torch" (the readable twin), "gsplat".
+        depth: also return depths (gsplat's "ED"), differentiable like a color.
 
     Raises:
         ValueError: for shapes that do not fit, an unknown backend, or numbers that are not finite.
         AvtoolError: when gsplat is needed and cannot be used.
     """
+    if depth:
+        return _render_with_depth(gaussians, viewmats, Ks, width, height, background, backend)
     inputs, batch_shape = _check(gaussians, viewmats, Ks, width, height, background)
     name = _choose(backend, inputs.means.device)
     if name == "torch":
@@ -92,6 +99,29 @@ def render(
     )
 
 
+def _render_with_depth(
+    gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, width: int, height: int, background: Tensor | None, backend: str
+) -> RenderOutput:
+    """Depth is one more color on black: what is blended of it, divided by the coverage."""
+    _check(gaussians, viewmats, Ks, width, height, background)
+    z = (gaussians.means * viewmats[..., None, 2, :3]).sum(-1, keepdim=True) + viewmats[..., None, 2:3, 3]
+    shape = torch.broadcast_shapes(gaussians.colors.shape[:-2], z.shape[:-2])
+    colors = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (gaussians.colors, z)], dim=-1)
+    if background is not None:
+        background = torch.cat((background, background.new_zeros(1)))
+    output = render(
+        gaussians.with_colors(colors), viewmats, Ks, width, height, background=background, backend=backend
+    )
+    depths = output.colors[..., -1:] / output.alphas.clamp_min(1e-10)
+    return RenderOutput(output.colors[..., :-1], output.alphas, depths)
+
+
+@functools.cache
+def _note_no_rasterizer(device: str) -> None:
+    """Once a process."""
+    _LOGGER.warning("no rasterizer for device %s: rendering on the CPU, everything else stays there", device)
+
+
 def _choose(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown render backend {backend!r}; choose one of {', '.join(BACKENDS)}")
@@ -100,7 +130,7 @@ def _choose(backend: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "gsplat"
     if device.type != "cpu":
-        _LOGGER.info("no rasterizer for device %s: rendering on the CPU", device.type)
+        _note_no_rasterizer(device.type)
     return "numba"
 
 

@@ -126,6 +126,34 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def transpose(typing: Any, array: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
+    """Transpose eight rows of eight elements within a flat float32 array: rows begin ``source_row`` apart, and then
+    ``target_row``. All is read before anything is written."""
+
+    def shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(_INTS, [ir.Constant(_INT, lane) for lane in lanes]))
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = args[1].type
+
+        def row(first: Any, step: Any, k: int) -> Any:
+            at = builder.add(first, builder.mul(step, ir.Constant(wide, k)))
+            return builder.bitcast(_element(context, builder, sig, (args[0], at)), _FLOATS.as_pointer())
+
+        rows = [builder.load(row(args[1], args[2], k), align=4) for k in range(LANES)]
+        # Interleave rows half the block apart; three times, and every element is in its place.
+        low, high = [0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]
+        for _ in range(3):
+            pairs = [(rows[k], rows[k + 4]) for k in range(4)]
+            rows = [shuffled(builder, a, b, lanes) for a, b in pairs for lanes in (low, high)]
+        for k, value in enumerate(rows):
+            builder.store(value, row(args[3], args[4], k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of an element that is read soon."""
 

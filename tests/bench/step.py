@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# As the program does: or torch's idle threads spin while the rasterizer's work.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+from avtool.runtime import prepare
+
+prepare()  # as the program does, before torch is imported
 
 import torch
 from torch.profiler import ProfilerActivity, profile
