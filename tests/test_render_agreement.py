@@ -34,8 +34,8 @@ def differentiate(scene: Scene, backend: str, dtype: torch.dtype, device: str = 
         background=inputs["background"], backend=backend,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(7)
-    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(device, dtype) for x in output]
-    loss = sum((x * w).sum() for x, w in zip(output, weights, strict=True))
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(device, dtype) for x in output[:2]]
+    loss = sum((x * w).sum() for x, w in zip(output[:2], weights, strict=True))
     grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs.values(), strict=True)]
     return output.colors.detach().double().cpu(), output.alphas.detach().double().cpu(), [g.double().cpu() for g in grads]
