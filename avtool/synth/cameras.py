@@ -20,19 +20,20 @@ def aim(yaw: float, pitch: float, roll: float, distance: float, target: np.ndarr
     return viewmat
 
 
-def head_params(model: HeadModel, identity: np.ndarray, motion: Motion) -> HeadParams:
+def head_params(model: HeadModel, identity: np.ndarray, motion: Motion, offsets: np.ndarray | None = None) -> HeadParams:
     """The head model's parameters of one person at one moment."""
     import torch
 
     return HeadParams(
         *(torch.from_numpy(np.asarray(value, np.float32)) for value in
-          (identity, motion.expression, motion.neck, motion.head, motion.jaw, motion.eyes))
+          (identity, motion.expression, motion.neck, motion.head, motion.jaw, motion.eyes)),
+        offsets=None if offsets is None else torch.from_numpy(np.asarray(offsets, np.float32)),
     )
 
 
-def pose_vertices(model: HeadModel, identity: np.ndarray, motion: Motion) -> np.ndarray:
+def pose_vertices(model: HeadModel, identity: np.ndarray, motion: Motion, offsets: np.ndarray | None = None) -> np.ndarray:
     """(V, 3) metres."""
     import torch
 
     with torch.no_grad():
-        return model(head_params(model, identity, motion)).vertices.numpy()
+        return model(head_params(model, identity, motion, offsets)).vertices.numpy()

@@ -30,9 +30,10 @@ from avtool.synth.draw import Scene
 from avtool.synth.identity import HeadParts, SyntheticPerson, sample_person
 from avtool.synth.motion import Motion, sample_motion
 
-MAX_YAW, MIN_PITCH, MAX_PITCH = np.radians(75), np.radians(-20), np.radians(25)
+MAX_YAW, MAX_PITCH = np.radians(90), np.radians(30)
 FRONTAL_SHARE = 0.3  # of the views lie within about 12 degrees of the front, as photos of people do
-GENERATOR = 1  # raise when the same seed would give other people
+BEHIND_SHARE = 0.06  # of the others see the back of the head
+GENERATOR = 2  # raise when the same seed would give other people
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def sample_view(rng: np.random.Generator, first: bool) -> tuple[float, float, fl
     if first or rng.random() < FRONTAL_SHARE:
         yaw, pitch = rng.normal(0, 0.05 if first else 0.12), rng.normal(0, 0.04 if first else 0.08)
     else:
-        yaw, pitch = rng.uniform(-MAX_YAW, MAX_YAW), rng.uniform(MIN_PITCH, MAX_PITCH)
-    return float(np.clip(yaw, -MAX_YAW, MAX_YAW)), float(pitch), float(rng.normal(0, 0.03)), float(np.exp(rng.uniform(np.log(0.6), np.log(2.2))))
+        yaw, pitch = rng.uniform(-MAX_YAW, MAX_YAW), rng.uniform(-MAX_PITCH, MAX_PITCH)
+        if rng.random() < BEHIND_SHARE:
+            yaw += np.pi
+    return float(yaw), float(pitch), float(rng.normal(0, 0.03)), float(np.exp(rng.uniform(np.log(0.6), np.log(2.2))))
 
 
 def frame_camera(landmarks: np.ndarray, viewmat: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -97,11 +100,12 @@ def write_person(parts: HeadParts, index: int, directory: Path, options: Dataset
     frames = [_write_view(parts, person, motions[k % num_moments], k, directory, options, rng) for k in range(options.views)]
     metadata = {
         "generator": GENERATOR, "person": index, "look": {k: np.asarray(v).tolist() for k, v in asdict(person.look).items()},
-        "source": "synthetic", "photographic": options.assets is not None,
+        "source": "synthetic", "photographic": options.assets is not None, "light": "even" if person.lighting.even else "varied",
     }
-    Track(head_model=model.model_id, identity=person.identity, frames=frames, seed=options.seed, metadata=metadata, base=directory).save(
-        track_file
-    )
+    Track(
+        head_model=model.model_id, identity=person.identity, offsets=person.offsets, frames=frames, seed=options.seed, metadata=metadata,
+        base=directory,
+    ).save(track_file)
     return track_file
 
 
@@ -112,7 +116,7 @@ def _write_view(
     import torch
 
     model, size = parts.head.model, options.size
-    vertices = pose_vertices(model, person.identity, motion)
+    vertices = pose_vertices(model, person.identity, motion, person.offsets)
     landmarks = model.landmarks(torch.from_numpy(vertices)).numpy().astype(np.float64)
     yaw, pitch, roll, distance = sample_view(rng, k == 0)
     viewmat = aim(yaw, pitch, roll, distance, landmarks.mean(0))

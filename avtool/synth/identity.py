@@ -9,7 +9,7 @@ import numpy as np
 
 from avtool.head import HeadModel
 from avtool.synth.assets import Assets
-from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels
+from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels, noise, smoothstep
 from avtool.synth.draw import Material, Mesh, vertex_normals
 from avtool.synth.garment import Garment, dress
 from avtool.synth.hair import Shells, beard, head_hair
@@ -26,6 +26,12 @@ EYE = Material(specular=0.9, power=260.0, wrap=0.3, dim=1.0)
 TEETH = Material(specular=0.12, power=60.0, wrap=0.35, dim=0.95)
 # Light inside an open mouth, as a share of the light on the head: enamel and a wet tongue scatter what the lips let through.
 TEETH_FILL, TONGUE_FILL, CAVITY_FILL = 0.95, 0.3, 0.07
+# Wavelength and standard deviation in mm: a crooked face, then bumps and hollows.
+DETAIL_MM = ((70.0, 0.9), (28.0, 0.35))
+NOISE_SD = 0.16  # of one octave of noise
+RIGID_REGIONS = ("eye_l", "eye_r", "lash_l", "lash_r", "socket", "teeth_up", "teeth_lo", "tongue", "mouth")
+FREE_MARGIN = 6  # rounds of smoothing: the border of the mouth and of the lids follows only partly
+EYE_RADIUS_MM, EYE_SHIFT_MM = 18.0, np.array([0.5, 0.6, 0.3])
 LASH = Material(specular=0.0, wrap=0.4, casts_shadow=False)
 
 
@@ -87,9 +93,10 @@ class HeadParts:
 
 @dataclass
 class SyntheticPerson:
-    """identity (I,), its look and light, painted and ready to be posed."""
+    """identity (I,), offsets (V, 3) metres, its look and light, painted and ready to be posed."""
 
     identity: np.ndarray
+    offsets: np.ndarray
     look: Look
     lighting: Lighting
     parts: HeadParts
@@ -119,13 +126,34 @@ class SyntheticPerson:
         return out
 
 
+def sample_offsets(head: SynthHead, rng: np.random.Generator) -> np.ndarray:
+    """(V, 3) metres added to a person's rest shape: what no coefficient says, so that likeness is not limited to the basis.
+
+    Smooth fields make faces asymmetric and uneven; each eye moves as a whole, with its lids and lashes. Teeth, tongue and the
+    inside of the mouth stay, or lips would cut into them.
+    """
+    points = head.face_frame(head.template)
+    free = 1 - head.region_mask(*RIGID_REGIONS, rounds=FREE_MARGIN)
+    out = np.zeros((len(points), 3))
+    for wavelength, amplitude in DETAIL_MM:
+        at = points / wavelength + rng.uniform(-50, 50, 3)
+        field = np.stack([noise(at + 17.0 * k, 1) for k in range(3)], -1) - 0.5
+        out += amplitude * field / NOISE_SD * free[:, None]
+    for side in ("l", "r"):
+        center = head.face_frame(head.joints[f"eye_{side}"])
+        near = 1 - smoothstep(EYE_RADIUS_MM, 2.2 * EYE_RADIUS_MM, np.linalg.norm(points - center, axis=1))
+        out = out * (1 - near[:, None]) + near[:, None] * rng.normal(0, EYE_SHIFT_MM, 3)
+    return (1e-3 * out).astype(np.float32)
+
+
 def sample_identity(model: HeadModel, rng: np.random.Generator) -> np.ndarray:
     """(I,) coefficients of the unit-variance shape space."""
     return np.clip(rng.normal(0, IDENTITY_SD, model.num_identity), -2.2, 2.2).astype(np.float32)
 
 
 def build_person(
-    parts: HeadParts, identity: np.ndarray, look: Look, lighting: Lighting, assets: Assets | None = None
+    parts: HeadParts, identity: np.ndarray, look: Look, lighting: Lighting, assets: Assets | None = None,
+    offsets: np.ndarray | None = None,
 ) -> SyntheticPerson:
     """Paint and dress a person; photographs of `assets` replace procedural paint where there are any."""
     head, texels = parts.head, parts.texels
@@ -134,8 +162,10 @@ def build_person(
     cards = assets.hair(head, look) if assets else None
     shells = [] if cards is not None else [head_hair(head, texels, look)]
     shells = [hair for hair in (*shells, beard(head, texels, look)) if hair is not None]
+    if offsets is None:
+        offsets = np.zeros((len(head.template), 3), np.float32)
     return SyntheticPerson(
-        identity, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
+        identity, offsets, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
         lash_texture(look), dress(head, texels, look), shells, cards,
     )
 
@@ -145,5 +175,6 @@ def sample_person(
 ) -> SyntheticPerson:
     """Draw a person: shape, look and light, all from one generator."""
     identity = sample_identity(parts.head.model, rng)
+    offsets = sample_offsets(parts.head, rng)
     look = sample_look(rng)
-    return build_person(parts, identity, look, sample_lighting(rng, light_variety), assets)
+    return build_person(parts, identity, look, sample_lighting(rng, light_variety), assets, offsets)

@@ -19,13 +19,17 @@ SHADOW_BIAS = 0.004  # metres; hair cards are thin, lids nearly touch the eyes
 
 @dataclass(frozen=True)
 class Lighting:
-    """Distant lights. directions (D, 3), radiance (D, 3) linear RGB, key_of (D,) key index or -1; key_dirs, key_colors (L, 3)."""
+    """Distant lights. directions (D, 3), radiance (D, 3) linear RGB, key_of (D,) key index or -1; key_dirs, key_colors (L, 3).
+
+    even: whether it was drawn from the even lights; the others come from one side.
+    """
 
     directions: np.ndarray
     radiance: np.ndarray
     key_of: np.ndarray
     key_dirs: np.ndarray
     key_colors: np.ndarray
+    even: bool = True
 
 
 def sphere_directions(count: int) -> np.ndarray:
@@ -77,7 +81,7 @@ def sample_lighting(rng: np.random.Generator, variety: float = 1.0) -> Lighting:
         key_colors.append(color)
     return Lighting(
         np.concatenate(directions).astype(np.float32), np.concatenate(radiance).astype(np.float32), np.concatenate(key_of).astype(np.int64),
-        np.array(key_dirs, np.float32), np.array(key_colors, np.float32),
+        np.array(key_dirs, np.float32), np.array(key_colors, np.float32), bool(even),
     )
 
 

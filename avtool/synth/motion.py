@@ -1,14 +1,22 @@
-"""Expressions, head turns and gaze of synthetic people: mixtures that look like talking, smiling, blinking people, and some extremes.
+"""Expressions, head turns and gaze of synthetic people: moments learned from tracked clips of real people, composed moods that such clips
+show rarely, and the extremes of single shapes and joints.
 
 Expression weights follow the head model's ARKit-52 names and lie in [0, 1]. Poses are axis-angles in radians.
 """
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-KINDS = ("neutral", "talk", "smile", "laugh", "blink", "surprise", "frown", "pucker", "open", "extreme")
-KIND_SHARES = np.array([0.14, 0.30, 0.14, 0.09, 0.07, 0.06, 0.05, 0.05, 0.05, 0.05])
+from avtool.synth.learn_motion import MOMENTS_FILE, POSE_SCALE
+
+KINDS = ("neutral", "learned", "talk", "smile", "laugh", "blink", "surprise", "frown", "pucker", "open", "extreme")
+KIND_SHARES = np.array([0.10, 0.36, 0.10, 0.08, 0.06, 0.07, 0.04, 0.04, 0.03, 0.04, 0.08])
+NEIGHBORS = 8  # a learned moment is mixed with one of so many similar ones
+JAW_SHARE = 0.1
+MAX_JAW = np.array([0.12, 0.05, 0.03])  # radians about x (open), y, z, of the jaw joint beside the expressions
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,28 @@ def _smile(weights: dict[str, float], rng: np.random.Generator, low: float, high
         _both(weights, "mouthLowerDown", rng.uniform(0, 0.4) * value, rng)
 
 
+@lru_cache(maxsize=1)
+def _moments() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names (E,), expressions (M, E) and poses (M, 4, 3) of neck, head and eyes, as learn_motion.py kept them."""
+    rows = json.loads(MOMENTS_FILE.read_text(encoding="utf-8"))
+    return tuple(rows["names"]), np.array(rows["expression"]) / 255, np.array(rows["pose"]) / 127 * POSE_SCALE
+
+
+def _learned(names: tuple[str, ...], rng: np.random.Generator) -> Motion:
+    """Between two similar moments of real people, a little stronger or weaker."""
+    known, expressions, poses = _moments()
+    first = rng.integers(len(expressions))
+    distance = np.linalg.norm(expressions - expressions[first], axis=1)
+    second = np.argsort(distance)[rng.integers(1, NEIGHBORS + 1)]
+    share, gain = rng.uniform(0, 0.5), rng.uniform(0.8, 1.25)
+    weights = gain * ((1 - share) * expressions[first] + share * expressions[second])
+    pose = (1 - share) * poses[first] + share * poses[second] + rng.normal(0, 0.02, (4, 3))
+    place = {name: k for k, name in enumerate(known)}
+    expression = np.array([0.0 if name.startswith("eyeLook") else weights[place[name]] if name in place else 0.0 for name in names])
+    neck, head, *eyes = pose.astype(np.float32)
+    return Motion(np.clip(expression, 0, 1).astype(np.float32), neck, head, np.zeros(3, np.float32), np.stack(eyes))
+
+
 def _mood(kind: str, rng: np.random.Generator) -> dict[str, float]:
     weights: dict[str, float] = {}
     if kind == "talk":
@@ -94,16 +124,19 @@ def _mood(kind: str, rng: np.random.Generator) -> dict[str, float]:
 def sample_motion(names: tuple[str, ...], rng: np.random.Generator, kind: str | None = None, turn: float = 1.0) -> Motion:
     """One moment of a person. names: the head model's expressions; kind: one of KINDS, drawn when None; turn scales head turns."""
     kind = str(rng.choice(KINDS, p=KIND_SHARES)) if kind is None else kind
+    if kind == "learned":
+        return _learned(names, rng)
     weights = _mood(kind, rng)
-    if kind == "extreme":
-        for name in rng.choice(names, 2, replace=False):
+    extreme = kind == "extreme"
+    if extreme:
+        for name in rng.choice(names, rng.integers(1, 3), replace=False):
             weights[str(name)] = rng.uniform(0.5, 1)
     if kind not in ("neutral", "frown", "surprise") and rng.random() < 0.35:
         weights["browInnerUp"] = rng.uniform(0, 0.5)
         _both(weights, rng.choice(["browOuterUp", "browDown"]), rng.uniform(0, 0.5), rng)
     closed = rng.uniform(0.75, 1.0) if kind == "blink" or (kind != "neutral" and rng.random() < 0.05) else max(0.0, rng.normal(-0.08, 0.13))
     _both(weights, "eyeBlink", closed, rng, 0.04)
-    yaw, pitch = (0.0, 0.0) if kind == "neutral" and rng.random() < 0.5 else (rng.normal(0, 0.16), rng.normal(0, 0.07))
+    yaw, pitch = (0.0, 0.0) if kind == "neutral" and rng.random() < 0.5 else rng.normal(0, [0.16, 0.07]) * (1.8 if extreme else 1.0)
     names_idx = {name: i for i, name in enumerate(names)}
     expression = np.zeros(len(names), np.float32)
     for name, value in weights.items():
@@ -116,6 +149,7 @@ def sample_motion(names: tuple[str, ...], rng: np.random.Generator, kind: str | 
         if i is not None:
             expression[i] = min(1.0, expression[i] + lid)
     eyes = np.array([[pitch, yaw, 0.0]] * 2) + rng.normal(0, 0.008, (2, 3)) * [1, 1, 0]
-    shake = rng.normal(0, [0.07, 0.14, 0.06]) * turn
+    shake = rng.normal(0, [0.07, 0.14, 0.06]) * turn * (2.0 if extreme else 1.0)
     neck, head = 0.5 * shake + rng.normal(0, 0.03, 3) * turn, 0.5 * shake + rng.normal(0, 0.03, 3) * turn
-    return Motion(expression, neck.astype(np.float32), head.astype(np.float32), np.zeros(3, np.float32), eyes.astype(np.float32))
+    jaw = rng.uniform([0, -1, -1], 1) * MAX_JAW if extreme or rng.random() < JAW_SHARE else np.zeros(3)
+    return Motion(*(value.astype(np.float32) for value in (expression, neck, head, jaw, eyes)))
