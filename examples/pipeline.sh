@@ -29,7 +29,7 @@ avtool init-points "$out/track.json" -o "$out/points.ply" --force
 
 prior=default
 if [ "$PEOPLE" -gt 0 ]; then
-    python -m avtool.synth -o "$out/heads" --identities "$PEOPLE" --views "$VIEWS" --size "$SIZE"
+    avtool synth-data -o "$out/heads" --identities "$PEOPLE" --views "$VIEWS" --size "$SIZE"
     avtool train-prior "$out/heads" -o "$out/prior.safetensors" --image-size "$SIZE" $TRAIN_FLAGS --force
     prior=$out/prior.safetensors
 fi

@@ -27,6 +27,7 @@ from avtool.prior.prior import Prior
 CALLS = {
     "track": ["track", "photos", "-o", "out.json"],
     "init-points": ["init-points", "track.json", "-o", "out.ply", "--preset", "test"],
+    "synth-data": ["synth-data", "-o", "out.heads", "--identities", "1", "--views", "1", "--size", "32"],
     "train-prior": [
         "train-prior", "people", "-o", "out.safetensors", "--preset", "tiny", "--refiner", "tiny", "--uv-size", "64",
         "--image-size", "32", "--steps", "2", "--batch-size", "4", "--views-per-identity", "2",
@@ -328,6 +329,7 @@ def test_nan_in_a_tensor_file(world: Path, call, name: str) -> None:
 
 LONG = {
     "track": ["track", "clip.mp4", "-o", "out.json"],
+    "synth-data": ["synth-data", "-o", "out.heads", "--identities", "1", "--views", "1", "--size", "32"],
     "train-prior": [
         "train-prior", "people", "-o", "out.safetensors", "--preset", "tiny", "--refiner", "tiny", "--uv-size", "64",
         "--image-size", "32", "--steps", "100000", "--batch-size", "4",

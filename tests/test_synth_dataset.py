@@ -13,15 +13,15 @@ from avtool.artifacts.track import Track
 from avtool.cameras import project
 from avtool.errors import AvtoolError
 from avtool.head import load_head_model
-from avtool.synth.__main__ import main
+from avtool.synth.learn_motion import choose
 from avtool.synth.base import SynthHead
 from avtool.synth.cameras import aim, pose_vertices
 from avtool.synth.dataset import DatasetOptions, make_dataset
 from avtool.synth.draw import Scene
-from avtool.synth.identity import HeadParts, build_person
+from avtool.synth.identity import HeadParts, build_person, sample_offsets
 from avtool.synth.lighting import sample_lighting
 from avtool.synth.look import sample_look
-from avtool.synth.motion import Motion
+from avtool.synth.motion import Motion, sample_motion
 
 OPTIONS = DatasetOptions(identities=2, views=2, size=64, seed=5, texture_size=256)
 
@@ -110,11 +110,60 @@ def test_other_options_are_refused(tracks: list[Path]) -> None:
         make_dataset(tracks[0].parents[1], DatasetOptions(identities=2, views=2, size=32, seed=5, texture_size=256))
 
 
-def test_command_reports_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-o", str(tmp_path / "x"), "--assets", str(tmp_path / "absent")]) == 1
-    assert "absent" in capsys.readouterr().err
-    assert main(["-o", str(tmp_path / "x"), "--identities", "0"]) == 1
-    assert not (tmp_path / "x").exists()
+def test_the_command_draws_resumes_and_starts_anew(avtool, tmp_path: Path) -> None:
+    """A real run with two processes; one with more people adds to it; other options need --force."""
+    heads = tmp_path / "heads"
+    base = ("synth-data", "-o", str(heads), "--views", "2", "--size", "48", "--expressions", "1", "--seed", "3")
+    report = json.loads(avtool(*base, "--identities", "2", "--jobs", "2", "--json").stdout)
+    assert report["identities"] == 2 and report["pictures"] == 4
+    first = (heads / "person_0000" / "000.png").stat().st_mtime_ns
+    assert avtool(*base, "--identities", "3").returncode == 0
+    assert (heads / "person_0002" / "track.json").is_file()
+    assert (heads / "person_0000" / "000.png").stat().st_mtime_ns == first
+    track = Track.load(heads / "person_0000" / "track.json")
+    assert np.array_equal(track.frames[0].expression, track.frames[1].expression), "one moment, two views"
+    assert track.metadata["light"] in ("even", "varied") and track.offsets is not None
+    (heads / "mine.txt").write_text("kept")
+    refused = avtool(*base, "--identities", "1", "--samples", "1")
+    assert refused.returncode == 1 and "--force" in refused.stderr
+    assert avtool(*base, "--identities", "1", "--samples", "1", "--force").returncode == 0
+    assert (heads / "mine.txt").read_text() == "kept" and not (heads / "person_0001").exists()
+    absent = avtool("synth-data", "-o", str(tmp_path / "x"), "--assets", str(tmp_path / "absent"))
+    assert absent.returncode == 1 and "absent" in absent.stderr and not (tmp_path / "x").exists()
+
+
+def test_offsets_leave_teeth_and_eyeballs_in_shape() -> None:
+    """Faces become asymmetric by a millimetre or so; eyeballs move as a whole, with their lids, and teeth not at all."""
+    head = SynthHead(load_head_model())
+    offsets = 1e3 * sample_offsets(head, np.random.default_rng(0))
+    face = offsets[head.region_mask("face") == 1]
+    assert 0.4 < face.std() < 2.0 and np.abs(offsets).max() < 6
+    assert np.abs(offsets[head.region_mask("teeth_up", "teeth_lo") == 1]).max() < 1e-3
+    for side in ("l", "r"):
+        ball = offsets[head.region_mask(f"eye_{side}") == 1]
+        assert np.ptp(ball, 0).max() < 0.2 and np.abs(ball).max() > 0.1
+
+
+def test_learned_moments_are_those_of_clips() -> None:
+    """The shipped moments are plausible, and drawing from them stays near: talking people rarely pull faces."""
+    names = load_head_model().expression_names
+    rng = np.random.default_rng(0)
+    drawn = [sample_motion(names, rng, "learned") for _ in range(200)]
+    expressions = np.array([motion.expression for motion in drawn])
+    jaw = expressions[:, names.index("jawOpen")]
+    assert expressions.min() >= 0 and expressions.max() <= 1 and 0.01 < jaw.mean() < 0.3 and jaw.max() > 0.1
+    assert np.abs([motion.head for motion in drawn]).max() < 0.7
+    extreme = np.array([sample_motion(names, rng, "extreme").expression for _ in range(400)])
+    drawable = [k for k, name in enumerate(names) if not name.startswith("eyeLook")]
+    assert (extreme.max(0)[drawable] > 0.5).mean() > 0.9, "nearly every shape is shown at its extreme"
+
+
+def test_typical_moments_are_chosen() -> None:
+    """Three kinds of frames, three moments: one of each."""
+    kinds = np.eye(3).repeat([50, 5, 20], 0)
+    noise = np.random.default_rng(1).normal(0, 0.01, kinds.shape)
+    chosen = choose(kinds + noise, np.zeros((75, 4, 3)), 3, np.random.default_rng(0))
+    assert sorted(kinds[chosen].argmax(1)) == [0, 1, 2]
 
 
 def test_detector_finds_synthetic_faces(tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ def find_tracks(directories: Sequence[str | Path]) -> list[Path]:
             found.append(directory)
             continue
         if not directory.is_dir():
-            raise AvtoolError(f"{directory}: no such data set", "make one with: python -m avtool.synth -o heads/")
+            raise AvtoolError(f"{directory}: no such data set", "make one with: avtool synth-data -o heads/")
         here = directory / "track.json"
         tracks = [here] if here.is_file() else sorted(directory.glob("*/track.json"))
         if not tracks:
             raise AvtoolError(
                 f"{directory}: expected track.json, or one directory with a track.json per person, found neither",
-                "make a data set with: python -m avtool.synth -o heads/",
+                "make one with: avtool synth-data -o heads/",
             )
         found += tracks
     return found

@@ -9,6 +9,7 @@ the number of identities are. A directory whose track.json exists is complete an
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from avtool.artifacts.files import atomic_write
+from avtool.artifacts.files import atomic_write, refuse_existing
 from avtool.artifacts.track import Frame, Track
 from avtool.capture.matte import head_crop
 from avtool.errors import AvtoolError
@@ -190,9 +191,28 @@ def make_dataset(
     return tracks
 
 
+def clear_dataset(out: str | Path) -> None:
+    """Remove a data set that make_dataset wrote, and nothing else that may lie beside it."""
+    out = Path(out)
+    if not (out / "dataset.json").is_file():
+        return
+    for directory in out.glob("person_[0-9][0-9][0-9][0-9]*"):
+        shutil.rmtree(directory)
+    (out / "contact_sheet.png").unlink(missing_ok=True)
+    (out / "dataset.json").unlink()
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that cannot hold a data set, before any work."""
+    if out.exists() and not out.is_dir():
+        raise AvtoolError(f"{out}: already exists and is no directory", "choose another --output; --force removes data sets only")
+    refuse_existing(out / "dataset.json" if out.is_dir() else out, force=True)
+
+
 def _claim(out: Path, options: DatasetOptions) -> None:
     """Create the directory, or check that what lies there was made with the same options (more identities may be added)."""
-    out.mkdir(parents=True, exist_ok=True)
+    _check_place(out)
+    out.mkdir(exist_ok=True)
     file = out / "dataset.json"
     wanted = {**asdict(options), "generator": GENERATOR, "assets": options.assets is not None}
     wanted.pop("identities")
@@ -202,7 +222,7 @@ def _claim(out: Path, options: DatasetOptions) -> None:
         if different:
             key = different[0]
             raise AvtoolError(
-                f"{out}: was made with {key} = {found.get(key)}, expected {wanted[key]}", "choose another directory to start anew"
+                f"{out}: was made with {key} = {found.get(key)}, expected {wanted[key]}", "choose another directory, or start anew with --force"
             )
         return
     if any(entry.name.startswith("person_") for entry in os.scandir(out)):
