@@ -21,7 +21,7 @@ from avtool.cameras import project
 from avtool.capture.samples import Samples, load_samples
 from avtool.fit import Stage, run_stage
 from avtool.gaussians.container import Gaussians
-from avtool.gaussians.rig import local_to_global, point_frames
+from avtool.gaussians.rig import carry, point_frames
 from avtool.gaussians.seeding import PointBinding, seed_points
 from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.losses import l1, mse_to_psnr, ssim
@@ -52,9 +52,9 @@ class FreeGaussians:
         background: Tensor | None = None, refine: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Pictures (B, H, W, 3) and coverage (B, H, W, 1)."""
-        frames = point_frames(self.head(params).vertices, self.head.faces, self.binding)
         p = self.params
-        means, quats, scales = local_to_global(p["means"], p["quats"], p["log_scales"].exp(), frames)
+        local = (p["means"][None], p["quats"][None], p["log_scales"].exp()[None])
+        means, quats, scales = carry(*local, self.head(params).vertices, self.head.faces, self.binding)
         gaussians = Gaussians(means, quats, scales, p["opacity_logits"].sigmoid(), p["color_logits"].sigmoid())
         out = render(gaussians, viewmats, Ks, width, height, background=torch.ones(3) if background is None else background)
         return out.colors, out.alphas
