@@ -53,8 +53,8 @@ def _blur_row(scratch, first, step, window, out, count):
 
 
 @inlined
-def _blur_column(scratch, ring, rows, stride, row, window, j):
-    """Blur down a column: the vector at j of the eleven rows from ``row`` on, which lie in a ring of ``rows`` apart."""
+def _blur_column(scratch, ring, rows, row, window, j):
+    """Blur down a column: the vector at j of the eleven rows from ``row`` on, which lie ``rows`` apart in a ring."""
     total = load_broadcast(window, 5) * load(scratch, ring + (row + 5) % WINDOW * rows + j)
     for k in range(5):
         upper = load(scratch, ring + (row + k) % WINDOW * rows + j)
@@ -102,11 +102,11 @@ def ssim_forward(num_threads, x, y, height, width, channels, window, c1, c2, kee
                 if top < first:
                     continue
                 for j in range(0, narrow, 8):
-                    mean_x = _blur_column(scratch, ring, MOMENTS * stride, stride, top, window, j)
-                    mean_y = _blur_column(scratch, ring + stride, MOMENTS * stride, stride, top, window, j)
-                    xx = _blur_column(scratch, ring + 2 * stride, MOMENTS * stride, stride, top, window, j)
-                    yy = _blur_column(scratch, ring + 3 * stride, MOMENTS * stride, stride, top, window, j)
-                    xy = _blur_column(scratch, ring + 4 * stride, MOMENTS * stride, stride, top, window, j)
+                    mean_x = _blur_column(scratch, ring, MOMENTS * stride, top, window, j)
+                    mean_y = _blur_column(scratch, ring + stride, MOMENTS * stride, top, window, j)
+                    xx = _blur_column(scratch, ring + 2 * stride, MOMENTS * stride, top, window, j)
+                    yy = _blur_column(scratch, ring + 3 * stride, MOMENTS * stride, top, window, j)
+                    xy = _blur_column(scratch, ring + 4 * stride, MOMENTS * stride, top, window, j)
                     found, by_mean, by_xx, by_xy = _similarity(mean_x, mean_y, xx, yy, xy, stabilizer1, stabilizer2)
                     store(scratch, results + j, found)
                     store(scratch, results + stride + j, by_mean)
@@ -149,9 +149,9 @@ def ssim_backward(num_threads, x, y, height, width, channels, window, derivative
                 scratch[inputs : inputs + wide] = x[at : at + wide]
                 scratch[inputs + stride : inputs + stride + wide] = y[at : at + wide]
                 for j in range(0, wide, 8):
-                    by_mean = _blur_column(scratch, ring, MOMENTS * stride, stride, top, window, j)
-                    by_xx = _blur_column(scratch, ring + stride, MOMENTS * stride, stride, top, window, j)
-                    by_xy = _blur_column(scratch, ring + 2 * stride, MOMENTS * stride, stride, top, window, j)
+                    by_mean = _blur_column(scratch, ring, MOMENTS * stride, top, window, j)
+                    by_xx = _blur_column(scratch, ring + stride, MOMENTS * stride, top, window, j)
+                    by_xy = _blur_column(scratch, ring + 2 * stride, MOMENTS * stride, top, window, j)
                     total = by_mean + two * load(scratch, inputs + j) * by_xx + load(scratch, inputs + stride + j) * by_xy
                     store(scratch, inputs + j, total)
                 v_x[at : at + wide] = scratch[inputs : inputs + wide]

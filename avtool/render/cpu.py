@@ -1,10 +1,11 @@
 """The CPU backend: numba kernels behind a torch autograd function.
 
 Memory is kept between calls and grows to the largest call seen. What the backward pass needs of an image (a
-``_Frame``: lists, records and sorted colors, about N (8 + C) floats plus the lists) is held by the graph and goes back
-to a pool afterwards; everything else (``_Scratch``) is shared by all images, so one lock guards the kernels.
+``_Frame``: projections, records and lists, about 26 N floats plus the lists, and C N more where colors must be padded)
+is held by the graph and goes back to a pool afterwards; everything else (``_SCRATCH``) is shared by all images, so one
+lock guards the kernels.
 
-Shape legend: B images, N Gaussians (M visible), C channels (padded to a multiple of 8), T threads.
+Shape legend: B images, N Gaussians, C channels (padded to a multiple of 8), T threads.
 """
 
 from __future__ import annotations
