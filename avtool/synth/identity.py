@@ -3,11 +3,12 @@
 Shapes: I identity coefficients, V head vertices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from avtool.head import HeadModel
+from avtool.synth.accessories import Worn, under_cap, wear
 from avtool.synth.assets import Assets
 from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels
 from avtool.synth.draw import Material, Mesh, vertex_normals
@@ -100,6 +101,7 @@ class SyntheticPerson:
     garment: Garment
     shells: list[Shells]
     cards: HairCards | None = None
+    worn: Worn = field(default_factory=lambda: Worn([]))
 
     def meshes(self, vertices: np.ndarray, motion: Motion) -> list[Mesh]:
         """Everything to draw for head vertices (V, 3) metres, which were posed by `motion`."""
@@ -113,6 +115,7 @@ class SyntheticPerson:
         out += [lash.mesh(vertices, normals, self.lash, LASH, transparent=True) for lash in parts.lashes]
         out.append(self.garment.mesh(vertices, normals))
         out += [shells.mesh(vertices, normals) for shells in self.shells]
+        out += [item.mesh(vertices) for item in self.worn.items]
         if self.cards is not None:
             turns = vertex_turns(parts.head, motion.neck, motion.head)
             out.append(self.cards.mesh(vertices, turns, vertices[parts.scalp].mean(0)))
@@ -131,12 +134,13 @@ def build_person(
     head, texels = parts.head, parts.texels
     photo = assets.skin(texels, look) if assets else None
     iris = assets.iris(look) if assets else None
-    cards = assets.hair(head, look) if assets else None
-    shells = [] if cards is not None else [head_hair(head, texels, look)]
+    worn = wear(head, identity, look)
+    cards = assets.hair(head, look) if assets and not look.cap else None
+    shells = [] if cards is not None else [worn.tuck(head_hair(head, texels, under_cap(look)))]
     shells = [hair for hair in (*shells, beard(head, texels, look)) if hair is not None]
     return SyntheticPerson(
         identity, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
-        lash_texture(look), dress(head, texels, look), shells, cards,
+        lash_texture(look), dress(head, texels, look), shells, cards, worn,
     )
 
 

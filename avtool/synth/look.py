@@ -1,6 +1,6 @@
 """What a synthetic person looks like, as numbers: skin, eyes, brows, hair, beard, clothes. Sampled wide: diversity before realism."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,14 @@ HAIR_STYLES = ("bald", "buzz", "short", "crop", "bushy", "afro")
 ASSET_HAIRS = ("", "long01", "ponytail01", "bob02", "braid01", "short01", "short02", "short03", "short04")
 ASSET_HAIR_SHARES = ((0.21, 0.2, 0.16, 0.05, 0.06, 0.08, 0.1, 0.04, 0.1), (0.5, 0.02, 0, 0, 0, 0.16, 0.16, 0.02, 0.14))
 FACE_COVERING_HAIR = ("bob02", "braid01", "short03")
+# Who wears what: about what portraits show.
+GLASSES_SHARE, SUNGLASSES_SHARE, CAP_SHARE = 0.22, 0.2, 0.08
+GLASSES = ("round", "rectangle", "square", "aviator")
+CAPS = ("beanie", "cap")
+METAL_COLORS = np.array([(0.62, 0.62, 0.64), (0.72, 0.58, 0.36), (0.2, 0.2, 0.21), (0.06, 0.06, 0.07), (0.66, 0.47, 0.4)])
+PLASTIC_COLORS = np.array(
+    [(0.04, 0.04, 0.045), (0.05, 0.05, 0.06), (0.34, 0.19, 0.09), (0.45, 0.27, 0.14), (0.1, 0.13, 0.25), (0.45, 0.1, 0.12), (0.7, 0.66, 0.6)]
+)
 GARMENTS = ("crew", "vneck", "suit", "shirt", "scoop")
 
 
@@ -72,12 +80,46 @@ class Look:
     skin_photos: np.ndarray
     asset_hair: str
     masculine: float
+    glasses: str = ""
+    glasses_color: tuple[float, ...] = (0.05, 0.05, 0.06)
+    glasses_mottle: float = 0.0
+    glasses_thickness: float = 1.4
+    glasses_size: float = 1.0
+    lens_color: tuple[float, ...] = (0.3, 0.3, 0.3)
+    lens_alpha: float = 0.05
+    lens_glare: float = 0.0
+    cap: str = ""
+    cap_color: tuple[float, ...] = (0.1, 0.1, 0.12)
+    cap_accent: tuple[float, ...] = (0.5, 0.1, 0.1)
 
 
 def _mix(palette: np.ndarray, position: float) -> np.ndarray:
     """Color at a fractional index of a palette."""
     i = int(np.clip(np.floor(position), 0, len(palette) - 2))
     return palette[i] + (palette[i + 1] - palette[i]) * np.clip(position - i, 0, 1)
+
+
+def sample_worn(seed: int) -> dict[str, object]:
+    """Glasses and cap of the person with a look's seed, as fields of Look; a generator of its own keeps the rest of the person as it is."""
+    rng = np.random.default_rng([seed, 1])
+    has_glasses, dark, has_cap = rng.random(3) < [GLASSES_SHARE, SUNGLASSES_SHARE, CAP_SHARE]
+    metal = rng.random() < 0.45
+    color = METAL_COLORS[rng.integers(len(METAL_COLORS))] if metal else PLASTIC_COLORS[rng.integers(len(PLASTIC_COLORS))]
+    mottle = rng.uniform(0.5, 0.85) if not metal and rng.random() < 0.3 else 0.0
+    shape = str(rng.choice(GLASSES, p=[0.25, 0.35, 0.28, 0.12]))
+    thickness, size = rng.uniform(1.0, 1.7) if metal else rng.uniform(2.4, 4.5), rng.uniform(0.92, 1.1)
+    lens = rng.uniform(0.02, 0.12, 3) if dark else rng.uniform(0.15, 0.45) * rng.uniform(0.9, 1.1, 3)
+    alpha = rng.uniform(0.75, 0.96) if dark else rng.uniform(0.035, 0.07)
+    glare = max(0.0, rng.normal(0.0, 0.035))
+    cap_colors = np.clip(CLOTH_COLORS[rng.integers(len(CLOTH_COLORS), size=2)] * rng.uniform(0.75, 1.1, (2, 1)), 0.03, 0.95)
+    cap = str(rng.choice(CAPS))
+    worn: dict[str, object] = {}
+    if has_glasses:
+        worn.update(glasses=shape, glasses_color=tuple(color.tolist()), glasses_mottle=float(mottle), glasses_thickness=float(thickness))
+        worn.update(glasses_size=float(size), lens_color=tuple(lens.tolist()), lens_alpha=float(alpha), lens_glare=float(glare))
+    if has_cap:
+        worn.update(cap=cap, cap_color=tuple(cap_colors[0].tolist()), cap_accent=tuple(cap_colors[1].tolist()))
+    return worn
 
 
 def sample_look(rng: np.random.Generator) -> Look:
@@ -101,7 +143,7 @@ def sample_look(rng: np.random.Generator) -> Look:
     cloth = np.clip(CLOTH_COLORS[rng.integers(len(CLOTH_COLORS))] * rng.uniform(0.75, 1.15) + rng.normal(0, 0.03, 3), 0.03, 0.96)
     suit = CLOTH_COLORS[rng.integers(0, 5)] * rng.uniform(0.8, 1.3)
     garment = str(rng.choice(GARMENTS, p=[0.36, 0.16, 0.22, 0.16, 0.10]))
-    return Look(
+    look = Look(
         seed=int(rng.integers(1 << 30)), skin=np.clip(skin, 0.08, 0.97), melanin=melanin, redness=float(rng.uniform(0.2, 1.2)),
         blotch=float(rng.uniform(0.3, 1.3)), freckles=float(max(0, rng.normal(-0.6, 0.7))) * (melanin < 0.5),
         wrinkles=float(rng.uniform(0, 1)), shine=float(rng.uniform(0.02, 0.09)), lip=np.clip(lip, 0.05, 0.95),
@@ -117,3 +159,4 @@ def sample_look(rng: np.random.Generator) -> Look:
         asset_hair=str(rng.choice(ASSET_HAIRS, p=ASSET_HAIR_SHARES[int(masculine > 0.5)])),
         masculine=masculine,
     )
+    return replace(look, **sample_worn(look.seed))
