@@ -1,71 +1,31 @@
 """Glasses and caps: rigid things that a person's head wears, fitted to the neutral head and carried by the head joint.
 
-Shapes: V head vertices, P accessory vertices, N points of a path. Fitting is done in millimetres of the person's own face frame (x left,
-y up, z forward, origin between the person's eyes).
+Shapes: V head vertices, N points of a path or outline; millimetres of the person's face frame (see fitting.py).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import cKDTree
 
 from avtool.synth.base import SynthHead, noise, smoothstep
-from avtool.synth.draw import Material, Mesh
-from avtool.synth.hair import Shells, rigid_rotation
+from avtool.synth.caps import cap, cap_rim
+from avtool.synth.draw import Material
+from avtool.synth.fitting import Accessory, Fitting, attach, fit_head, grid_faces, paint
+from avtool.synth.hair import Shells
 from avtool.synth.look import Look
 
 METAL = Material(specular=0.5, power=50.0, wrap=0.3, casts_shadow=False)
 PLASTIC = Material(specular=0.12, power=40.0, wrap=0.3, casts_shadow=False)
-CLOTH = Material(specular=0.01, power=8.0, wrap=0.3)
 # Highlights count by a fragment's alpha, which is small on clear glass: the strength makes up for it.
 CLEAR = Material(specular=7.0, power=500.0, wrap=1.0, casts_shadow=False)
 DARK = Material(specular=0.6, power=300.0, wrap=0.6, casts_shadow=False)
-STAND = 12.0  # mm from the cornea to the lens, as opticians fit them
+GLASSES_STAND = 12.0  # mm from the cornea to the lens, as opticians fit them
 MAX_STAND = 19.0  # mm: deep-set noses push a frame forward, but not further than this
 CLEARANCE = 1.2  # mm between frame and skin
 TILT, WRAP = 0.13, 0.0018  # the front leans in below by 7 degrees and bends back by WRAP x^2 mm
 # Half width and half height (mm), exponent of the superellipse and how much the lower nasal corner is cut, of a lens.
 LENSES = {"round": (23.0, 21.5, 2.0, 0.1), "rectangle": (26.0, 16.5, 4.0, 0.16), "square": (26.0, 20.0, 3.2, 0.2), "aviator": (28.0, 23.0, 2.5, 0.34)}
-RIGID_MOTION = 2e-5  # metres: a vertex that no expression moves further belongs to the skull
-LANDMARK_BROWS = (105, 334)  # MediaPipe's highest points of the brows
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """A neutral head: points (V, 3) mm in its face frame, origin (3,) metres, eyes (2, 3) mm left and right, brow height mm, skull (A,) vertices."""
-
-    head: SynthHead
-    points: np.ndarray
-    origin: np.ndarray
-    eyes: np.ndarray
-    brow: float
-    skull: np.ndarray
-
-    def region(self, *names: str) -> np.ndarray:
-        """(K, 3) mm: vertices of the named regions."""
-        return self.points[np.unique(self.head.faces[self.head.region_faces(*names)])]
-
-
-@dataclass(frozen=True)
-class Accessory:
-    """A thing worn: points (P, 3) metres beside the neutral head, whose skull vertices rest (A, 3) metres carry it."""
-
-    points: np.ndarray
-    faces: np.ndarray
-    uv: np.ndarray
-    uv_faces: np.ndarray
-    texture: np.ndarray
-    material: Material
-    transparent: bool
-    skull: np.ndarray
-    rest: np.ndarray
-
-    def mesh(self, vertices: np.ndarray) -> Mesh:
-        """The accessory on posed head vertices (V, 3) metres."""
-        target = vertices[self.skull]
-        turn = rigid_rotation(self.rest, target)
-        points = (self.points - self.rest.mean(0)) @ turn.T + target.mean(0)
-        return Mesh(points, self.faces, self.uv, self.uv_faces, self.texture, self.material, transparent=self.transparent)
 
 
 @dataclass(frozen=True)
@@ -88,28 +48,6 @@ class Worn:
         return replace(hair, faces=hair.faces[below], uv_faces=hair.uv_faces[below], length=hair.length * smoothstep(0, -16, height))
 
 
-def fit_head(head: SynthHead, identity: np.ndarray, offsets: np.ndarray | None = None) -> Fitting:
-    """The neutral head of identity (I,) with offsets (V, 3) metres, measured."""
-    import torch
-
-    model = head.model
-    with torch.no_grad():
-        neutral = model.template + torch.tensordot(torch.as_tensor(identity, dtype=torch.float32), model.identity_basis, 1)
-        if offsets is not None:
-            neutral = neutral + torch.as_tensor(offsets, dtype=torch.float32)
-        brows = model.landmarks(neutral)[list(LANDMARK_BROWS)].numpy()
-        moved = model.expression_basis.norm(dim=-1).amax(0).numpy()
-        on_head = model.skin_weights[:, list(model.joint_names).index("head")].numpy()
-    neutral = neutral.numpy().astype(np.float64)
-    eyes = [neutral[np.unique(head.faces[head.region_faces(f"eye_{side}")])] for side in "lr"]
-    centers = np.stack([(eye.max(0) + eye.min(0)) / 2 for eye in eyes])
-    origin = centers.mean(0)
-    skull = np.flatnonzero((on_head > 0.999) & (moved < RIGID_MOTION))
-    assert len(skull) > 50, "the head model has no rigid skull"
-    brow = 1000 * (brows.mean(0) - origin)[1]
-    return Fitting(head, 1000 * (neutral - origin), origin, 1000 * (centers - origin), float(brow), skull)
-
-
 def wear(head: SynthHead, identity: np.ndarray, look: Look, offsets: np.ndarray | None = None) -> Worn:
     """What the look asks for, fitted to the identity (I,) with offsets (V, 3) metres."""
     if not (look.glasses or look.cap):
@@ -127,34 +65,6 @@ def under_cap(look: Look) -> Look:
     if not look.cap or look.hair_style in ("bald", "buzz"):
         return look
     return replace(look, hair_style="short", hair_length=min(look.hair_length, 0.9))
-
-
-def _attach(fitting: Fitting, points: np.ndarray, faces: np.ndarray, texture: np.ndarray, material: Material, **kwargs: object) -> Accessory:
-    """points (P, 3) mm as an accessory of the head; kwargs: uv, uv_faces, transparent."""
-    uv_faces = kwargs.get("uv_faces")
-    rest = fitting.points[fitting.skull] / 1000 + fitting.origin
-    return Accessory(
-        points / 1000 + fitting.origin, faces, np.asarray(kwargs["uv"], np.float32), faces if uv_faces is None else uv_faces, texture, material,
-        bool(kwargs.get("transparent", False)), fitting.skull, rest,
-    )
-
-
-def _paint(color: np.ndarray) -> np.ndarray:
-    """(H, W, 3 or 4) display color in [0, 1] as an opaque uint8 texture, unless it brings alpha."""
-    rgba = color if color.shape[-1] == 4 else np.concatenate([color, np.ones((*color.shape[:2], 1))], -1)
-    return np.round(255 * np.clip(rgba, 0, 1)).astype(np.uint8)
-
-
-def _grid_faces(rows: int, columns: int, wrap_rows: bool, wrap_columns: bool, stride: int) -> np.ndarray:
-    """(F, 3) triangles of a grid of points whose rows are `stride` apart in memory; wrapped sides meet."""
-    i, j = np.meshgrid(np.arange(rows - (not wrap_rows)), np.arange(columns - (not wrap_columns)), indexing="ij")
-    i, j = i.ravel(), j.ravel()
-    i1, j1 = (i + 1) % rows if wrap_rows else i + 1, (j + 1) % columns if wrap_columns else j + 1
-    a, b, c, d = i * stride + j, i1 * stride + j, i1 * stride + j1, i * stride + j1
-    return np.concatenate([np.stack([a, b, c], -1), np.stack([a, c, d], -1)])
-
-
-# --- glasses ---
 
 
 def lens_outline(kind: str, scale: float, count: int = 56) -> np.ndarray:
@@ -186,7 +96,7 @@ def _tube(path: np.ndarray, broad: np.ndarray, half: tuple[float, float], closed
     angle = 2 * np.pi * (np.arange(8) + 0.5) / 8
     across, along = (np.sign(wave) * np.abs(wave) ** 0.6 for wave in (np.cos(angle), np.sin(angle)))
     points = path[:, None] + half[0] * across[:, None] * side[:, None] + half[1] * along[:, None] * up[:, None]
-    faces = _grid_faces(len(path), 8, closed, True, 8)[:, ::-1]
+    faces = grid_faces(len(path), 8, closed, True, 8)[:, ::-1]
     if not closed:
         lid = np.array([[0, k, k + 1] for k in range(1, 7)])
         faces = np.concatenate([faces, lid[:, ::-1], lid + 8 * (len(path) - 1)])
@@ -208,18 +118,18 @@ class _Front:
 
 
 def _front(fitting: Fitting, look: Look, half: float) -> _Front:
-    """Where the front sits: lenses before the eyes, `STAND` off the cornea or as much more as nose and brow ask for."""
+    """Where the front sits: lenses before the eyes, `GLASSES_STAND` off the cornea or as much more as nose and brow ask for."""
     span = np.ptp(fitting.eyes[:, 0])
     scale = look.glasses_size * span / 61.0
     half_width = LENSES[look.glasses][0] * scale
     center = np.array([max(span / 2 + 1, half_width + 8.5 * span / 61.0), -2.5 * scale])
     outline = center + lens_outline(look.glasses, scale)
     cornea = fitting.region("eye_l", "eye_r")[:, 2].max()
-    stand = cornea + STAND + WRAP * (span / 2) ** 2
+    stand = cornea + GLASSES_STAND + WRAP * (span / 2) ** 2
     rims = np.concatenate([outline, outline * [-1, 1]])
     flat = _Front(outline, 0.0).place(rims)[:, 2]
     needed = (_skin_depth(fitting, rims) + CLEARANCE + half - flat).max()
-    return _Front(outline, float(np.clip(needed, stand, stand + MAX_STAND - STAND)))
+    return _Front(outline, float(np.clip(needed, stand, stand + MAX_STAND - GLASSES_STAND)))
 
 
 def glasses(fitting: Fitting, look: Look) -> list[Accessory]:
@@ -236,7 +146,7 @@ def glasses(fitting: Fitting, look: Look) -> list[Accessory]:
     starts = np.cumsum([0] + [len(points) for points, _, _ in bars])
     points, uv = np.concatenate([bar[0] for bar in bars]), np.concatenate([bar[2] for bar in bars])
     faces = np.concatenate([bar[1] + start for bar, start in zip(bars, starts)])
-    frame = _attach(fitting, points, faces, _frame_texture(look), METAL if metal else PLASTIC, uv=uv)
+    frame = attach(fitting, points, faces, _frame_texture(look), METAL if metal else PLASTIC, uv=uv)
     return [frame, *(_lens(fitting, front, look, side) for side in (1, -1))]
 
 
@@ -245,7 +155,7 @@ def _frame_texture(look: Look) -> np.ndarray:
     v, u = np.meshgrid(np.arange(32) / 32, np.arange(128) / 128, indexing="ij")
     spots = noise(np.stack([u.ravel() * 26, v.ravel() * 5, 0 * u.ravel() + look.seed % 97], -1), 2).reshape(v.shape)
     tone = 1 - look.glasses_mottle * (1 - smoothstep(0.42, 0.62, spots))
-    return _paint(np.asarray(look.glasses_color) * tone[..., None])
+    return paint(np.asarray(look.glasses_color) * tone[..., None])
 
 
 def _bridges(fitting: Fitting, front: _Front, look: Look, depth: float) -> list[np.ndarray]:
@@ -302,12 +212,12 @@ def _lens(fitting: Fitting, front: _Front, look: Look, side: int) -> Accessory:
     count = len(front.outline)
     k = np.arange(count)
     fan = np.stack([0 * k, 1 + k, 1 + (k + 1) % count], -1)
-    faces = np.concatenate([fan, 1 + _grid_faces(len(rings), count, False, True, count)])
+    faces = np.concatenate([fan, 1 + grid_faces(len(rings), count, False, True, count)])
     if side < 0:
         points, faces = points * [-1, 1, 1], faces[:, ::-1]
     uv = (points[:, :2] - points[:, :2].min(0)) / np.ptp(points[:, :2], axis=0)
     dark = look.lens_alpha > 0.5
-    return _attach(fitting, points, faces, _lens_texture(look), DARK if dark else CLEAR, uv=uv, transparent=True)
+    return attach(fitting, points, faces, _lens_texture(look), DARK if dark else CLEAR, uv=uv, transparent=True)
 
 
 def _lens_texture(look: Look) -> np.ndarray:
@@ -323,108 +233,4 @@ def _lens_texture(look: Look) -> np.ndarray:
     else:
         tint = tint + look.lens_glare * 0.6 * band[..., None]
         alpha = alpha - 0.25 * smoothstep(0.6, 0.0, v) * (look.seed % 2)
-    return _paint(np.concatenate([tint, alpha[..., None]], -1))
-
-
-# --- caps ---
-
-
-def cap_rim(fitting: Fitting, kind: str) -> tuple[np.ndarray, float]:
-    """Normal (3,) and offset (mm) of the rim's plane: level from side to side, above the brows in front, above the ears at the sides."""
-    over_brow, over_ear = (15.0, 5.0) if kind == "beanie" else (22.0, 9.0)
-    ear = fitting.region("ear")
-    crown = ear[ear[:, 1].argmax()]
-    forehead = fitting.region("face", "scalp")
-    front_y = fitting.brow + over_brow
-    front_z = forehead[np.abs(forehead[:, 1] - front_y) < 6][:, 2].max()
-    slope = (front_y - crown[1] - over_ear) / (front_z - crown[2])
-    normal = np.array([0.0, 1.0, -slope]) / np.hypot(1.0, slope)
-    return normal, float(normal @ [0.0, front_y, front_z])
-
-
-def cap(fitting: Fitting, look: Look, rim: tuple[np.ndarray, float]) -> list[Accessory]:
-    """The look's cap over the convex hull of the skull above the rim."""
-    normal, offset = rim
-    skin = fitting.region("face", "scalp")
-    hull = ConvexHull(skin[skin @ normal - offset > -8])
-    middle = np.array([0.0, 0.0, (skin[:, 2].min() + skin[:, 2].max()) / 2])
-    center = middle + normal * (offset - middle @ normal)
-    across = np.array([1.0, 0.0, 0.0])
-    ahead = np.cross(across, normal)
-    columns, steps = 96, np.linspace(0, 1, 26)
-    azimuth = 2 * np.pi * (np.arange(columns) + 0.5) / columns - np.pi  # 0 is ahead, the texture's seam lies behind
-    # Two rows turn the cloth in at the rim, so that no gap shows from below.
-    rise = np.concatenate([[0.0, 0.0], 0.5 * np.pi * steps])[:, None]
-    ring = np.sin(azimuth)[:, None] * across + np.cos(azimuth)[:, None] * ahead
-    direction = np.cos(rise)[..., None] * ring + np.sin(rise)[..., None] * normal
-    lift = _beanie_lift(rise, look) if look.cap == "beanie" else _cap_lift(rise, azimuth)
-    lift = np.broadcast_to(lift, direction.shape[:2]).copy()
-    lift[0], lift[1] = -6.0, lift[2] - 1.0
-    points = center + direction * (_hull_radius(hull, center, direction) + lift)[..., None]
-    points[1] -= 1.5 * normal
-    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.concatenate([[0.0, 0.0], steps]))
-    count = len(rise)
-    uv_faces = _grid_faces(count, columns + 1, False, False, columns + 1)
-    dome = _attach(
-        fitting, points.reshape(-1, 3), _grid_faces(count, columns, False, True, columns)[:, ::-1], _cap_texture(look), CLOTH,
-        uv=np.stack([u, v], -1).reshape(-1, 2), uv_faces=uv_faces[:, ::-1],
-    )
-    return [dome] if look.cap == "beanie" else [dome, _visor(fitting, look, points[2], azimuth, normal, ahead)]
-
-
-def _hull_radius(hull: ConvexHull, center: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """(...) mm from center (3,), inside the hull, along unit directions (..., 3) to its surface."""
-    normal, offset = hull.equations[:, :3], hull.equations[:, 3]
-    slant = direction @ normal.T
-    return (-(normal @ center + offset) / np.where(slant > 1e-6, slant, 1e-9)).min(-1)
-
-
-def _beanie_lift(rise: np.ndarray, look: Look) -> np.ndarray:
-    """(R, 1) mm off the skull: a folded brim, above it a loose top."""
-    loose = (4 + look.seed % 14) * np.sin(rise) ** 3
-    return 4.0 + 2.5 * smoothstep(0.5, 0.42, rise) + loose
-
-
-def _cap_lift(rise: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
-    """(R, C) mm off the skull: stiff front panels stand up."""
-    front = smoothstep(1.5, 0.3, np.abs(azimuth))
-    return 5.0 + 9.0 * front * smoothstep(0.0, 0.7, rise) * smoothstep(1.7, 0.9, rise)
-
-
-def _cap_texture(look: Look) -> np.ndarray:
-    """(192, 768, 4): knit ribs and a folded brim, or six panels with seams and a button; u around the head from behind, v upwards."""
-    v, u = np.meshgrid(1 - (np.arange(192) + 0.5) / 192, (np.arange(768) + 0.5) / 768, indexing="ij")
-    color, accent = np.asarray(look.cap_color), np.asarray(look.cap_accent)
-    weave = noise(np.stack([u.ravel() * 160, v.ravel() * 70, 0 * u.ravel() + look.seed % 89], -1), 2).reshape(u.shape)[..., None]
-    if look.cap == "beanie":
-        ribs = 0.5 + 0.5 * np.cos(2 * np.pi * 64 * u)
-        stitch = 0.5 + 0.5 * np.cos(2 * np.pi * 44 * v + np.pi * (ribs > 0.5))
-        fold = np.exp(-(((v - 0.29) / 0.012) ** 2))
-        tone = (0.72 + 0.22 * ribs + 0.1 * stitch) * (1 - 0.45 * fold)
-        banded = (look.seed % 3 == 0) * smoothstep(0.40, 0.41, v) * smoothstep(0.56, 0.55, v)
-        base = color + (accent - color) * banded[..., None]
-        return _paint(base * tone[..., None] * (0.75 + 0.5 * weave))
-    seam = np.abs((u * 6) % 1 - 0.5)  # seams ahead, behind and between
-    tone = 1 - 0.35 * np.exp(-(((0.5 - seam) / 0.02) ** 2)) * (v < 0.97)
-    front = smoothstep(0.19, 0.16, np.abs(u - 0.5)) * (look.seed % 2)
-    base = color + (accent - color) * front[..., None]
-    base = np.where((v > 0.955)[..., None], 0.8 * color, base)
-    return _paint(base * tone[..., None] * (0.88 + 0.24 * weave))
-
-
-def _visor(fitting: Fitting, look: Look, rim: np.ndarray, azimuth: np.ndarray, normal: np.ndarray, ahead: np.ndarray) -> Accessory:
-    """The curved peak in front of rim points (C, 3) mm: two sheets, one bar's thickness apart, closed at the edge."""
-    chosen = np.abs(azimuth) < 1.12
-    base = rim[chosen]
-    x = base[:, 0] / np.abs(base[:, 0]).max()
-    reach = 68.0 * np.sqrt(np.clip(1 - 0.9 * x**2, 0, 1)) * smoothstep(1.0, 0.86, np.abs(x))
-    steps = np.linspace(0, 1, 10)[:, None]
-    top = base + (steps * reach)[..., None] * (ahead - 0.12 * normal)
-    top = top - ((4.0 + 14.0 * steps) * x**2 * smoothstep(0, 0.15, steps))[..., None] * normal
-    sheet = np.concatenate([top - 2.5 * normal, top[::-1]])
-    rows, columns = sheet.shape[:2]
-    u, v = np.meshgrid(np.linspace(0, 1, columns), np.linspace(0, 1, rows))
-    weave = noise(np.stack([np.arange(64 * 64) % 64, np.arange(64 * 64) // 64, np.full(64 * 64, look.seed % 83)], -1) * 0.9, 2).reshape(64, 64, 1)
-    color = _paint(np.asarray(look.cap_accent if look.seed % 3 else look.cap_color) * (0.88 + 0.24 * weave))
-    faces = _grid_faces(rows, columns, False, False, columns)
-    return _attach(fitting, sheet.reshape(-1, 3), faces, color, CLOTH, uv=np.stack([u, v], -1).reshape(-1, 2))
+    return paint(np.concatenate([tint, alpha[..., None]], -1))

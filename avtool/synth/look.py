@@ -85,7 +85,7 @@ class Look:
     glasses_mottle: float = 0.0
     glasses_thickness: float = 1.4
     glasses_size: float = 1.0
-    lens_color: tuple[float, ...] = (0.9, 0.92, 0.95)
+    lens_color: tuple[float, ...] = (0.3, 0.3, 0.3)
     lens_alpha: float = 0.05
     lens_glare: float = 0.0
     cap: str = ""
@@ -108,9 +108,9 @@ def sample_worn(seed: int) -> dict[str, object]:
     mottle = rng.uniform(0.5, 0.85) if not metal and rng.random() < 0.3 else 0.0
     shape = str(rng.choice(GLASSES, p=[0.25, 0.35, 0.28, 0.12]))
     thickness, size = rng.uniform(1.0, 1.7) if metal else rng.uniform(2.4, 4.5), rng.uniform(0.92, 1.1)
-    lens = rng.uniform(0.02, 0.12, 3) if dark else rng.uniform(0.75, 0.95, 3)
-    alpha = rng.uniform(0.75, 0.96) if dark else rng.uniform(0.02, 0.08)
-    glare = max(0.0, rng.normal(0.02, 0.08))
+    lens = rng.uniform(0.02, 0.12, 3) if dark else rng.uniform(0.15, 0.45) * rng.uniform(0.9, 1.1, 3)
+    alpha = rng.uniform(0.75, 0.96) if dark else rng.uniform(0.035, 0.07)
+    glare = max(0.0, rng.normal(0.0, 0.035))
     cap_colors = np.clip(CLOTH_COLORS[rng.integers(len(CLOTH_COLORS), size=2)] * rng.uniform(0.75, 1.1, (2, 1)), 0.03, 0.95)
     cap = str(rng.choice(CAPS))
     worn: dict[str, object] = {}
