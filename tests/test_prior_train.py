@@ -19,7 +19,7 @@ from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, load_head_model
 from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict, load_config
-from avtool.prior.dataset import BatchSampler, find_tracks, load_training_set
+from avtool.prior.dataset import find_tracks, load_training_set
 from avtool.prior.prior import Prior
 from avtool.prior.train import Trainer, TrainOptions, resumed_settings, train_prior, training_metadata
 
@@ -218,40 +218,6 @@ def test_equal_seeds_train_equal_priors_and_others_do_not(people: Path, head: He
         train_prior([people], head, config, TrainOptions(seed=seed)).gapnet.features.detach() for seed in (1, 1, 2)
     ]
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
-
-
-def test_the_sampler_shows_everyone_in_rounds() -> None:
-    frames = [torch.arange(4) + 4 * k for k in range(5)]
-    sampler = BatchSampler(frames, 2, 3, seed=0)
-    seen: list[int] = []
-    for _ in range(50):
-        identities, pictures = sampler.draw()
-        assert identities[0] != identities[1], "nobody twice in a batch"
-        assert (pictures.view(2, 3) // 4 == identities[:, None]).all(), "grouped by identity"
-        assert all(len(set(row)) == 3 for row in pictures.view(2, 3).tolist()), "distinct pictures"
-        seen += identities.tolist()
-    for k in range(5):
-        places = [-1] + [i for i, one in enumerate(seen) if one == k] + [len(seen)]
-        assert max(np.diff(places)) < 2 * 5
-    assert [seen.count(k) for k in range(5)] == [20] * 5, "as often as everyone else, though two do not divide five"
-    whole = BatchSampler(frames[:4], 2, 3, seed=0)
-    seen = [k for _ in range(20) for k in whole.draw()[0].tolist()]
-    assert [seen.count(k) for k in range(4)] == [10] * 4
-    few = BatchSampler([torch.arange(2), torch.arange(2, 3)], 8, 4, seed=0)
-    identities, pictures = few.draw()
-    assert sorted(identities.tolist()) == [0, 1] and pictures.shape == (8,), "fewer people and pictures than asked for"
-
-
-def test_the_sampler_goes_on_from_its_state() -> None:
-    frames = [torch.arange(4) + 4 * k for k in range(5)]
-    sampler = BatchSampler(frames, 2, 3, seed=0)
-    sampler.draw()
-    state = {name: value.clone() for name, value in sampler.state().items()}
-    expected = [torch.cat(sampler.draw()) for _ in range(5)] + [sampler.colors(2).flatten()]
-    other = BatchSampler(frames, 2, 3, seed=9)
-    other.load_state(state)
-    found = [torch.cat(other.draw()) for _ in range(5)] + [other.colors(2).flatten()]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
 def test_halved_pictures_are_means_and_project_to_half_the_pixels(people: Path, head: HeadModel) -> None:
