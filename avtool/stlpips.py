@@ -25,7 +25,7 @@ __all__ = ["BACKBONES", "ShiftTolerantLpips", "find_weights", "load_st_lpips", "
 
 WEIGHTS_VARIABLE = "AVTOOL_STLPIPS"  # a weight file, or a directory of such
 PACKAGE = "stlpips_pytorch"
-HINT = f"pip install --no-deps stlpips-pytorch==0.0.2, or set {WEIGHTS_VARIABLE} to its weight file"
+HINT = f"pip install stlpips-pytorch==0.0.2, or set {WEIGHTS_VARIABLE} to its weight file"
 
 # Per slice, whose end is compared: convolutions as (channels, kernel side, padding) followed by a ReLU; "b" blurs and
 # halves, "p" is the maximum over a window of POOL_SIDE that moves by one. AlexNet blurs between convolution and ReLU once.

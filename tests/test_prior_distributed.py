@@ -196,15 +196,16 @@ def test_the_command_in_two_processes(people: Path, tmp_path: Path) -> None:
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     world = World.from_environment()
     assert world == World() and world.is_main and world.device("cuda:1") == "cuda:1" and world.agree(0.1) == 0.1
     with world.joined("cpu"), no_reduction(world.wrapped([], lambda: None)):
         assert not torch.distributed.is_initialized()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert World.from_environment() == World(), "a scheduler's variables, not torchrun's"
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     world = World.from_environment()
     assert world == World(1, 2, 1) and not world.is_main and world.device("cpu") == "cpu"
     with pytest.raises(AvtoolError, match="one device for 2 processes"):

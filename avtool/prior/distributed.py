@@ -44,10 +44,11 @@ class World:
     @staticmethod
     def from_environment() -> World:
         """What torchrun says; one process without it."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        # Schedulers set some of these for every job; only torchrun sets where to meet as well.
+        if not all(os.environ.get(name, "").isdigit() for name in names) or "MASTER_ADDR" not in os.environ:
             return World()
-        return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+        return World(*(int(os.environ[name]) for name in names))
 
     @property
     def is_main(self) -> bool:
