@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from avtool.errors import AvtoolError, FormatError, Unavailable
 from avtool.head import HeadModel, load_head_model
 from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict, load_config
+from avtool.prior.cost import StepCost
 from avtool.prior.dataset import chosen_tracks, find_tracks, load_training_set, split_weight
 from avtool.prior.prior import Prior
 from avtool.prior.train import Trainer, TrainOptions, resumed_settings, train_prior, training_metadata
@@ -245,6 +247,14 @@ def test_coarse_pictures_come_first(people: Path, head: HeadModel) -> None:
     assert [trainer.data_at(step).size for step in (0, 4, 5, 9)] == [SIZE // 2, SIZE // 2, SIZE, SIZE]
     with torch.no_grad():
         assert trainer.loss(0)[0].isfinite() and trainer.loss(9)[0].isfinite()
+
+
+def test_memory_is_left_out_where_nobody_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = StepCost(torch.device("cpu"))
+    cost.step_done()
+    assert cost.figures().keys() >= {"ms"}
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert cost.figures() == {"ms": 0.0}, "and a new count begins with every line"
 
 
 def test_bfloat16_networks_train_nearly_the_same(trained: tuple[Prior, list[dict], Path], people: Path, head: HeadModel) -> None:

@@ -122,11 +122,12 @@ def split_weight(argument: str | Path) -> tuple[Path, float]:
 
 
 def chosen_tracks(
-    directories: Sequence[str | Path], light: str = "any", max_identities: int | None = None
+    directories: Sequence[str | Path], light: str = "any", max_identities: int | None = None, head: HeadModel | None = None
 ) -> list[tuple[Path, float]]:
     """Track files of data sets with the weights of their people, at most `max_identities` of them.
 
     light: "even" leaves out who is lit unevenly, as the track's metadata say; who has no such entry (a real person) stays.
+    head: as for Track.load().
     """
     sources = [split_weight(directory) for directory in directories]
     tracks = [(track, weight) for path, weight in sources for track in find_tracks([path])]
@@ -136,7 +137,7 @@ def chosen_tracks(
     for track, weight in tracks:
         if len(chosen) == max_identities:
             break
-        if Track.load(track).metadata.get("light", light) == light:
+        if Track.load(track, head).metadata.get("light", light) == light:
             chosen.append((track, weight))
     if not chosen:
         names = ", ".join(str(path) for path, _ in sources)
@@ -153,7 +154,7 @@ def load_training_set(
     light: str = "any",
 ) -> TrainingSet:
     """Read every picture of data sets at `size` pixels into memory; `directories` and `light` as in chosen_tracks()."""
-    paths, weights = zip(*chosen_tracks(directories, light, max_identities))
+    paths, weights = zip(*chosen_tracks(directories, light, max_identities, head))
 
     def load(path: Path) -> tuple[Track, Tensor, Tensor, Tensor, Tensor, HeadParams]:
         track = Track.load(path, head)
