@@ -96,12 +96,15 @@ def run_stage(
     time_limit: float | None = None,
     elapsed: float = 0.0,
     check_every: int = 1,
+    clock: Callable[[], float] | None = None,
 ) -> StageResult:
     """Run a stage: `loss_fn(step)` gives the loss and its named parts, `on_step(step, loss, parts)` may return True to stop.
 
     Every parameter of `params` is switched to requires_grad exactly when the stage moves it. `optimizer` and `start`
     continue an interrupted run. `time_limit` (seconds) ends the stage on time, the cosine running by whichever of steps
-    and time is further along; `elapsed` seconds were spent before an interruption. `check_every`: how often the loss is read back (each read waits for a GPU).
+    and time is further along; `elapsed` seconds were spent before an interruption. `clock` gives the seconds spent in their
+    place, so that several processes agree on them. `check_every`: how often the loss is read back (each read waits for a
+    GPU). `loss_fn` may leave gradients of earlier parts of a batch behind: what is there is added to.
     """
     moving = {name for name, rate in stage.learning_rates.items() if rate > 0}
     for name, group in params.items():
@@ -112,7 +115,7 @@ def run_stage(
     for step in range(start, stage.steps):
         progress = step / stage.steps
         if time_limit is not None:
-            spent = elapsed + time.monotonic() - began
+            spent = clock() if clock is not None else elapsed + time.monotonic() - began
             if spent >= time_limit:
                 return StageResult(step - start, value, parts, spent - elapsed, True)
             progress = max(progress, spent / time_limit)

@@ -164,7 +164,7 @@ def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]
     try:
         network = lpips_network("vgg", device)
     except Unavailable as reason:
-        hint = "train without it (weight lpips: 0), or put the VGG16 weights into torch.hub's cache"
+        hint = "train without it (weight lpips: 0), with st-lpips in its place, or put the VGG16 weights into torch.hub's cache"
         raise Unavailable(f"the LPIPS loss cannot be computed: {reason.message}", hint) from reason
 
     def distance(a: Tensor, b: Tensor) -> Tensor:

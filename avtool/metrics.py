@@ -2,7 +2,7 @@
 
 Shapes: image, target (H, W, 3) float in [0, 1]; mask (H, W) bool, true where pixels count; landmarks (478, 2) MediaPipe points
 in pixels. The standard metrics come from kept libraries (scikit-image, lpips); what needs a file that may be missing (LPIPS'
-backbone, a face recognizer) is loaded by a `load_*` function that raises `Unavailable` with the reason.
+backbone, ST-LPIPS' weights, a face recognizer) is loaded by a `load_*` function that raises `Unavailable` with the reason.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from avtool.errors import Unavailable, first_line
 from avtool.losses import lpips_network
+from avtool.stlpips import st_lpips_network
 
 Array = NDArray[np.float32] | NDArray[np.float64]
 LpipsFunction = Callable[[Array, Array], float]
@@ -146,6 +147,12 @@ def load_lpips(backbone: str = "vgg", device: str | torch.device = "cpu") -> Lpi
     """LPIPS (Zhang et al. 2018) as a function of two (H, W, 3) images in [0, 1]; `Unavailable` says why it cannot be."""
     network = lpips_network(backbone, device)
     return lambda image, target: _run_lpips(network, image, target, device)
+
+
+def load_st_lpips(backbone: str = "vgg", device: str | torch.device = "cpu") -> tuple[LpipsFunction, str]:
+    """ST-LPIPS (Ghildyal and Liu 2022), as load_lpips, and its backbone: a weight file that the user names decides it."""
+    network = st_lpips_network(backbone, device)
+    return lambda image, target: _run_lpips(network, image, target, device), network.backbone
 
 
 def load_recognizer(path: str | os.PathLike[str]) -> Recognizer:

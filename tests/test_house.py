@@ -13,7 +13,7 @@ ORDER = (
     {"head"},
     {"gaussians"},
     {"render"},
-    {"losses", "metrics", "fit", "cpu_ssim"},
+    {"losses", "metrics", "fit", "cpu_ssim", "stlpips"},
     {"artifacts"},
     {"capture", "tracking"},
     {"prior", "portrait", "synth"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_stlpips import write_weights
 from toy_people import make_people
 
 from avtool.__main__ import main
 from avtool.artifacts.track import Track
-from avtool.errors import AvtoolError, FormatError
+from avtool.errors import AvtoolError, FormatError, Unavailable
 from avtool.head import HeadModel, load_head_model
 from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict, load_config
-from avtool.prior.dataset import BatchSampler, find_tracks, load_training_set
+from avtool.prior.cost import StepCost
+from avtool.prior.dataset import chosen_tracks, find_tracks, load_training_set, split_weight
 from avtool.prior.prior import Prior
 from avtool.prior.train import Trainer, TrainOptions, resumed_settings, train_prior, training_metadata
 
@@ -58,7 +62,11 @@ def test_training_learns_the_people(trained: tuple[Prior, list[dict], Path]) -> 
     assert mean(last, "psnr") > mean(first, "psnr") + 1.5 and mean(last, "psnr_plain") > mean(first, "psnr_plain") + 1.5
     codes = prior.codebook.codes
     assert (codes[0] - codes[1]).norm() > 1e-3, "the codes tell people apart"
-    assert {"rec", "plain", "mouth", "alpha", "scale", "position", "seconds"} < set(log[0])
+    assert {"rec", "plain", "mouth", "alpha", "scale", "position", "seconds", "ms"} < set(log[0])
+    terms = ("rec", "plain", "mouth", "alpha", "scale", "position")
+    assert log[6]["loss"] == pytest.approx(sum(log[6][name] for name in terms)), "of this very step"
+    assert 1 < log[6]["ms"] < 60_000 and log[19]["seconds"] >= 0.001 * sum(entry["ms"] for entry in log[1:]) > 0
+    assert 0.05 < log[6].get("memory_gb", 1.0) < 100
 
 
 def test_previews_show_real_splatted_and_refined(trained: tuple[Prior, list[dict], Path], people: Path) -> None:
@@ -220,40 +228,6 @@ def test_equal_seeds_train_equal_priors_and_others_do_not(people: Path, head: He
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
 
 
-def test_the_sampler_shows_everyone_in_rounds() -> None:
-    frames = [torch.arange(4) + 4 * k for k in range(5)]
-    sampler = BatchSampler(frames, 2, 3, seed=0)
-    seen: list[int] = []
-    for _ in range(50):
-        identities, pictures = sampler.draw()
-        assert identities[0] != identities[1], "nobody twice in a batch"
-        assert (pictures.view(2, 3) // 4 == identities[:, None]).all(), "grouped by identity"
-        assert all(len(set(row)) == 3 for row in pictures.view(2, 3).tolist()), "distinct pictures"
-        seen += identities.tolist()
-    for k in range(5):
-        places = [-1] + [i for i, one in enumerate(seen) if one == k] + [len(seen)]
-        assert max(np.diff(places)) < 2 * 5
-    assert [seen.count(k) for k in range(5)] == [20] * 5, "as often as everyone else, though two do not divide five"
-    whole = BatchSampler(frames[:4], 2, 3, seed=0)
-    seen = [k for _ in range(20) for k in whole.draw()[0].tolist()]
-    assert [seen.count(k) for k in range(4)] == [10] * 4
-    few = BatchSampler([torch.arange(2), torch.arange(2, 3)], 8, 4, seed=0)
-    identities, pictures = few.draw()
-    assert sorted(identities.tolist()) == [0, 1] and pictures.shape == (8,), "fewer people and pictures than asked for"
-
-
-def test_the_sampler_goes_on_from_its_state() -> None:
-    frames = [torch.arange(4) + 4 * k for k in range(5)]
-    sampler = BatchSampler(frames, 2, 3, seed=0)
-    sampler.draw()
-    state = {name: value.clone() for name, value in sampler.state().items()}
-    expected = [torch.cat(sampler.draw()) for _ in range(5)] + [sampler.colors(2).flatten()]
-    other = BatchSampler(frames, 2, 3, seed=9)
-    other.load_state(state)
-    found = [torch.cat(other.draw()) for _ in range(5)] + [other.colors(2).flatten()]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected))
-
-
 def test_halved_pictures_are_means_and_project_to_half_the_pixels(people: Path, head: HeadModel) -> None:
     data = load_training_set([people], head, SIZE)
     small = data.halved()
@@ -273,6 +247,93 @@ def test_coarse_pictures_come_first(people: Path, head: HeadModel) -> None:
     assert [trainer.data_at(step).size for step in (0, 4, 5, 9)] == [SIZE // 2, SIZE // 2, SIZE, SIZE]
     with torch.no_grad():
         assert trainer.loss(0)[0].isfinite() and trainer.loss(9)[0].isfinite()
+
+
+def test_memory_is_left_out_where_nobody_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = StepCost(torch.device("cpu"))
+    cost.step_done()
+    assert cost.figures().keys() >= {"ms"}
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert cost.figures() == {"ms": 0.0}, "and a new count begins with every line"
+
+
+def test_bfloat16_networks_train_nearly_the_same(trained: tuple[Prior, list[dict], Path], people: Path, head: HeadModel) -> None:
+    log: list[dict] = []
+    config = replace(TINY, precision="bf16", steps=6)
+    prior = train_prior([people], head, config, TrainOptions(), log=lambda step, figures: log.append(figures))
+    assert all(parameter.dtype == torch.float32 for parameter in prior.gapnet.parameters())
+    exact = trained[1]
+    assert log[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.01)
+    assert log[1]["loss"] != exact[1]["loss"] and log[5]["loss"] < 0.95 * log[0]["loss"]
+
+
+def test_the_perceptual_loss_is_the_one_that_is_named(
+    people: Path, head: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AVTOOL_STLPIPS", raising=False)
+    weights = replace(TINY.weights, lpips=0.4)
+    config = replace(TINY, steps=1, perceptual="st-lpips", weights=weights, perceptual_weights=str(tmp_path / "none.pth"))
+    with pytest.raises(Unavailable) as error:
+        train_prior([people], head, config)
+    one_line(error, "ST-LPIPS loss", "none.pth", "stlpips-pytorch")
+    log: dict[str, list[dict]] = {"none": [], "st-lpips": []}
+    file = str(write_weights(tmp_path / "alex_shift_tolerant.pth", "alex"))
+    for name, entries in log.items():
+        config = replace(config, perceptual=name, perceptual_weights=file)
+        train_prior([people], head, config, log=lambda step, figures: entries.append(figures))
+    assert log["st-lpips"][0]["rec"] > log["none"][0]["rec"] > 0
+
+
+# Whom it is trained on.
+
+
+def with_light(source: Path, target: Path, light: str | None) -> Path:
+    """A copy of a person, whose track says how it is lit."""
+    shutil.copytree(source, target)
+    track = json.loads((target / "track.json").read_text())
+    track["metadata"] = {} if light is None else {"light": light}
+    (target / "track.json").write_text(json.dumps(track))
+    return target
+
+
+def test_light_chooses_people(people: Path, head: HeadModel, tmp_path: Path) -> None:
+    lights = {"a": "varied", "b": "even", "c": None, "d": "even"}
+    for name, light in lights.items():
+        with_light(people / "person00", tmp_path / "set" / name, light)
+    names = lambda **how: [path.parent.name for path, _ in chosen_tracks([tmp_path / "set"], **how)]  # noqa: E731
+    assert names() == list("abcd") and names(light="even") == list("bcd") and names(light="even", max_identities=2) == list("bc")
+    assert load_training_set([tmp_path / "set"], head, SIZE, light="even").names == list("bcd")
+    with pytest.raises(AvtoolError, match="nobody is lit with even light.*--light any"):
+        chosen_tracks([tmp_path / "set" / "a"], light="even")
+
+
+def test_a_data_set_may_have_a_weight(people: Path, head: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert split_weight("heads/=0.5") == (Path("heads"), 0.5) and split_weight("heads=2") == (Path("heads"), 2.0)
+    assert split_weight("heads") == (Path("heads"), 1.0) == split_weight(Path("heads/"))
+    assert split_weight("a=b") == (Path("a=b"), 1.0), "a name that is not there: said by who looks for it"
+    for bad in ("0", "-1", "nan", "inf"):
+        with pytest.raises(AvtoolError, match="above 0"):
+            split_weight(f"heads={bad}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "heads=3").mkdir()
+    assert split_weight("heads=3") == (Path("heads=3"), 1.0), "what exists by that name"
+    plain, equal, mixed = (
+        load_training_set(sources, head, SIZE)
+        for sources in ([people], [f"{people}=2"], [f"{people / 'person00'}/=0.5", people / "person01", people / "person02"])
+    )
+    assert plain.fingerprint() == equal.fingerprint() != mixed.fingerprint()
+    assert mixed.weights == [0.5, 1.0, 1.0] and mixed.names == plain.names and equal.weights == [2.0] * 3
+    file = tmp_path / "mixed.safetensors"
+    sources = [f"{people / 'person00'}=0.5", people / "person01", people / "person02"]
+    config = replace(TINY, steps=2)
+    train_prior(sources, head, config, TrainOptions(checkpoint=file))
+    train_prior(sources, head, replace(config, steps=3), TrainOptions(checkpoint=file, resume=file))
+    assert "sampler.credit" in Checkpoint.load(file).tensors
+    with pytest.raises(FormatError, match="data"):
+        train_prior([people], head, config, TrainOptions(resume=file))
+    metadata = training_metadata(config, TrainOptions(), sources)
+    assert metadata["data"] == "person00,person01,person02" and metadata["data_weights"] == "0.5,1,1"
+    assert "data_weights" not in training_metadata(config, TrainOptions(), [people])
 
 
 # Settings.
@@ -314,6 +375,13 @@ def training_config(config: TrainConfig) -> dict:
         ("weights: {smile: 1}", ("weights.smile", "weights.l1")),
         ("weights: {l1: bright}", ("weights.l1", "float")),
         ("dynamics: 1", ("dynamics", "bool")),
+        ("accumulate: 0", ("accumulate", "at least 1")),
+        ("accumulate: 3", ("accumulate", "8 people")),
+        ("precision: fp16", ("precision", "fp32 or bf16")),
+        ("light: odd", ("light", "any or even")),
+        ("perceptual: psnr", ("perceptual", "st-lpips")),
+        ("perceptual: st-lpips", ("perceptual", "weights.lpips")),
+        ("perceptual_weights: 3", ("perceptual_weights", "str")),
         ("- a list", ("mapping",)),
         ("a: [", ("YAML",)),
         ("\x80", ("YAML",)),
@@ -337,10 +405,12 @@ def test_print_config_is_what_config_reads(tmp_path: Path, capsys: pytest.Captur
     monkeypatch.setattr("signal.signal", lambda *args: None)
     file = tmp_path / "some.yaml"
     file.write_text("preset: large\nsteps: 5\n")
+    more = ["--perceptual", "st-lpips", "--light", "even", "--precision", "bf16", "--accumulate", "2"]
     try:
-        main(["train-prior", "--config", str(file), "--steps", "9", "--lpips", "0.4", "--print-config"])
+        main(["train-prior", "--config", str(file), "--steps", "9", "--lpips", "0.4", *more, "--print-config"])
     except SystemExit as stop:
         assert not stop.code
     file.write_text(capsys.readouterr().out)
     weights = replace(TrainConfig().weights, lpips=0.4)
-    assert load_config(file) == replace(TrainConfig(), preset="large", steps=9, weights=weights), "options override the file"
+    chosen = {"perceptual": "st-lpips", "light": "even", "precision": "bf16", "accumulate": 2}
+    assert load_config(file) == replace(TrainConfig(), preset="large", steps=9, weights=weights, **chosen), "options override the file"

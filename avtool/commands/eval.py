@@ -21,6 +21,7 @@ ROWS = (
     ("ssim", "SSIM"),
     ("ssim_above_chin", "SSIM above the chin"),
     ("lpips", "LPIPS"),
+    ("st_lpips", "ST-LPIPS"),
     ("landmark_distance", "landmark distance, % of eye distance"),
     ("contour_distance", "the same, brows eyes nose lips"),
     ("identity_similarity", "identity similarity"),
@@ -50,7 +51,7 @@ def eval_command(
         Path | None,
         typer.Option(metavar="FILE", help="Face recognizer for identity: .onnx, or a TorchScript file that you trust (it is a program)."),
     ] = None,
-    lpips_backbone: Annotated[str, typer.Option(metavar="vgg|alex|squeeze", help="Backbone of LPIPS.")] = "vgg",
+    lpips_backbone: Annotated[str, typer.Option(metavar="vgg|alex|squeeze", help="Backbone of LPIPS and ST-LPIPS (vgg, alex).")] = "vgg",
     max_frames: Annotated[int | None, typer.Option(min=1, help="Measure this many frames, spread evenly.")] = None,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
@@ -63,8 +64,8 @@ def eval_command(
 ) -> None:
     """Measure an avatar against held-out frames of the same person.
 
-    PSNR, SSIM, LPIPS, landmark distance and identity similarity, per frame and as mean and deviation, with and without the
-    screen-space network. A metric that cannot be computed here is absent with its reason.
+    PSNR, SSIM, LPIPS, its shift-tolerant kin ST-LPIPS, landmark distance and identity similarity, per frame and as mean and
+    deviation, with and without the screen-space network. A metric that cannot be computed here is absent with its reason.
 
     Example: avtool eval avatar.safetensors test_track.json -o metrics.json --montage montage.png
     """

@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from ..prior.config import TrainConfig
 
 
+class Light(str, Enum):
+    """Whose pictures count."""
+
+    any = "any"
+    even = "even"
+
+
+class Precision(str, Enum):
+    """What networks compute with."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Perceptual(str, Enum):
+    """The network of the perceptual loss."""
+
+    none = "none"
+    lpips = "lpips"
+    st_lpips = "st-lpips"
+
+
 class Backend(str, Enum):
     """Who rasterizes."""
 
@@ -27,7 +49,11 @@ class Backend(str, Enum):
 def train_prior_command(
     dataset: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DATASET...", help="Directories of people, each with a track.json and its pictures."),
+        typer.Argument(
+            metavar="DATASET...",
+            help="Directories of people, each with a track.json and its pictures; DATASET=WEIGHT draws a person of it that"
+            " often, where 1 is usual.",
+        ),
     ] = None,
     output: options.OutputOption = Path("prior.safetensors"),
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML, see --print-config.")] = None,
@@ -42,7 +68,10 @@ def train_prior_command(
         float | None, typer.Option(min=0.0, max=0.99, help="Share of the steps, from the start, at half the image size.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of optimization steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step, of all processes together.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Compute a step in so many parts, one after the other: less memory.")
+    ] = None,
     views_per_identity: Annotated[int | None, typer.Option(min=1, help="Pictures of one person in a batch.")] = None,
     track_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Learning rate of the tracked parameters; 0 keeps them.")
@@ -50,7 +79,14 @@ def train_prior_command(
     offset_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Learning rate of the vertex offsets; 0 goes without.")
     ] = None,
-    lpips: Annotated[float | None, typer.Option(min=0.0, help="Weight of LPIPS (needs its backbone).")] = None,
+    lpips: Annotated[float | None, typer.Option(min=0.0, help="Weight of the perceptual loss (needs its network).")] = None,
+    perceptual: Annotated[
+        Perceptual | None, typer.Option(help="Its network: LPIPS, or the shift-tolerant ST-LPIPS of stlpips-pytorch.")
+    ] = None,
+    light: Annotated[Light | None, typer.Option(help="even: leave out people whose track says that their light is uneven.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="bf16: products of the networks in bfloat16 (the rasterizer and the losses stay).")
+    ] = None,
     max_identities: Annotated[int | None, typer.Option(min=1, help="Use only the first people.")] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=1.0, metavar="SECONDS", help="Finish within this time, and save.")
@@ -76,7 +112,9 @@ def train_prior_command(
 ) -> None:
     """Learn a prior from many tracked people.
 
-    Checkpoints are written as training goes; --resume goes on from one. Options override the file of --config.
+    Checkpoints are written as training goes; --resume goes on from one. Options override the file of --config. Under torchrun
+    (torchrun --nproc-per-node 2 -m avtool train-prior ...) the processes share every batch, on CUDA with a device each; a
+    checkpoint goes on with any number of processes.
 
     Example: avtool train-prior heads/ -o prior.safetensors
     """
@@ -88,7 +126,9 @@ def train_prior_command(
         "preset": preset, "refiner": refiner, "uv_size": uv_size, "image_size": image_size,
         "coarse_share": coarse_share, "steps": steps,
         "batch_size": batch_size, "views_per_identity": views_per_identity, "track_rate": track_rate,
-        "offset_rate": offset_rate, "max_identities": max_identities,
+        "offset_rate": offset_rate, "max_identities": max_identities, "accumulate": accumulate,
+        "light": light and light.value, "precision": precision and precision.value,
+        "perceptual": perceptual and perceptual.value,
     }  # fmt: skip
     settings = _override(load_config(config), overrides, lpips)
     settings = check_config(settings, "options")
@@ -105,6 +145,7 @@ def train_prior_command(
         raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
 
     from ..prior.checkpoint import Checkpoint
+    from ..prior.distributed import World
     from ..prior.train import TrainOptions, resumed_settings, train_prior, training_metadata
 
     chosen = TrainOptions(
@@ -113,6 +154,8 @@ def train_prior_command(
     )  # fmt: skip
     settings, chosen = resumed_settings(settings, chosen, None if resume is None else Checkpoint.load(resume))
     head = options.load_head(head_model, head_model_path)
+    main_process = World.from_environment().is_main
+    quiet = quiet or not main_process
     talk = console.get_console(quiet)
     last: dict[str, float] = {}
 
@@ -123,6 +166,8 @@ def train_prior_command(
 
     with console.progress("training", quiet) as step:
         prior = train_prior(dataset, head, settings, chosen, step, log)
+    if not main_process:
+        return
     prior.save(output, training_metadata(settings, chosen, dataset))
     console.report({"output": output, "identities": prior.num_identities, **last}, as_json, quiet)
 

@@ -10,7 +10,7 @@ import yaml
 
 from avtool.errors import AvtoolError, FormatError
 from avtool.prior.gapnet import PRESETS
-from avtool.prior.objective import LossWeights
+from avtool.prior.objective import PERCEPTUAL, LossWeights
 from avtool.prior.refiner import REFINER_WIDTHS
 
 
@@ -24,15 +24,20 @@ class TrainConfig:
     image_size: int = 256
     coarse_share: float = 0.0  # share of the steps, from the start, on pictures of half the size: about half the cost each
     steps: int = 20000  # [100,000]
-    batch_size: int = 32  # pictures a step [32]
+    batch_size: int = 32  # pictures a step, of all processes together [32]
+    accumulate: int = 1  # parts that a step is computed in, one after the other: memory of one, gradient of all
     views_per_identity: int = 4  # pictures of one person in a batch; A^g and meshes of a person are shared by them
     max_identities: int | None = None
+    light: str = "any"  # even: without people whose track says that their light is uneven
+    precision: str = "fp32"  # bf16: products of the networks in bfloat16, where the hardware is faster at it
     learning_rate: float = 1e-3  # [1e-3]
     track_rate: float = 1e-5  # identity, expression, pose: 0 keeps exact synthetic parameters as they are
     offset_rate: float = 1e-6  # static vertex offsets, metres a step
     warmup: int = 100
     ema_decay: float = 0.998  # 0 switches the running mean of the weights off
     weights: LossWeights = field(default_factory=LossWeights)
+    perceptual: str = "lpips"  # network of the term that weights.lpips weighs: none, lpips or st-lpips
+    perceptual_weights: str = ""  # file or directory of ST-LPIPS' weights; the installed package's when empty
     single_part: bool = False  # ablation "without parts"
     dynamics: bool = True  # False: ablation "without dynamics"
     checkpoint_every: int = 1000
@@ -109,12 +114,18 @@ def load_config(path: str | Path | None) -> TrainConfig:
     return check_config(config_from_dict(data, str(path)), str(path))
 
 
+_CHOICES = {
+    "preset": tuple(PRESETS), "refiner": tuple(REFINER_WIDTHS), "light": ("any", "even"), "precision": ("fp32", "bf16"),
+    "perceptual": PERCEPTUAL,
+}  # fmt: skip
+
+
 def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfig:
     """Ranges that types cannot say."""
-    for key, known in (("preset", PRESETS), ("refiner", REFINER_WIDTHS)):
+    for key, known in _CHOICES.items():
         if getattr(config, key) not in known:
             raise FormatError(file, key, " or ".join(known), getattr(config, key))
-    for key in ("uv_size", "steps", "batch_size", "views_per_identity", "log_every", "checkpoint_every", "preview_every"):
+    for key in ("uv_size", "steps", "batch_size", "accumulate", "views_per_identity", "log_every", "checkpoint_every", "preview_every"):
         if getattr(config, key) < 1:
             raise FormatError(file, key, "at least 1", getattr(config, key))
     if config.image_size < 16:
@@ -123,6 +134,11 @@ def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfi
         raise FormatError(file, "coarse_share", "0 for pictures under 32 pixels", config.coarse_share)
     if config.batch_size % config.views_per_identity:
         raise FormatError(file, "batch_size", f"a multiple of views_per_identity ({config.views_per_identity})", config.batch_size)
+    people = config.batch_size // config.views_per_identity
+    if people % config.accumulate:
+        raise FormatError(file, "accumulate", f"a divisor of the {people} people of a batch", config.accumulate)
+    if config.perceptual == "st-lpips" and config.weights.lpips == 0:
+        raise FormatError(file, "perceptual", "a weight for st-lpips (weights.lpips, --lpips)", 0)
     for key in ("coarse_share", "learning_rate", "track_rate", "offset_rate", "ema_decay"):
         if not 0 <= getattr(config, key) < 1:
             raise FormatError(file, key, "in [0, 1)", getattr(config, key))

@@ -1,11 +1,14 @@
 """Training data in memory: the tracked pictures of many people, as bytes, with everything else as tensors.
 
+A data set on the command line may end in "=WEIGHT": how often its people are drawn, where 1 is usual.
+
 Shape legend: F pictures of all people, K identities, S x S pixels, I and E coefficients.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +32,8 @@ class TrainingSet:
     """All pictures of K identities.
 
     images (F, S, S, 3) uint8, mattes (F, S, S, 1) uint8, Ks (F, 3, 3), viewmats (F, 4, 4); params: expression and pose
-    (F, ...), identity (K, I), offsets (K, V, 3) or None; frames: per identity the indices of its pictures.
+    (F, ...), identity (K, I), offsets (K, V, 3) or None; frames: per identity the indices of its pictures; weights: per identity how often it
+    is drawn, relative to the others.
     """
 
     names: list[str]
@@ -39,6 +43,7 @@ class TrainingSet:
     Ks: Tensor
     viewmats: Tensor
     params: HeadParams
+    weights: list[float]
 
     @property
     def num_identities(self) -> int:
@@ -51,9 +56,13 @@ class TrainingSet:
         return self.images.shape[1]
 
     def fingerprint(self) -> str:
-        """Changes with the people, their number of pictures and the size: a checkpoint resumes on the same data only."""
+        """Changes with the people, their number of pictures, the size and unequal weights: a checkpoint resumes on the same
+        data only."""
         counts = [f"{name}:{len(frames)}" for name, frames in zip(self.names, self.frames)]
-        return hashlib.sha256(f"{self.size} {counts}".encode()).hexdigest()
+        text = f"{self.size} {counts}"
+        if len(set(self.weights)) > 1:
+            text += f" {[round(weight / max(self.weights), 9) for weight in self.weights]}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> TrainingSet:
         """Move all tensors (bytes stay bytes); the index lists stay on the CPU with the sampler."""
@@ -98,15 +107,54 @@ def find_tracks(directories: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def split_weight(argument: str | Path) -> tuple[Path, float]:
+    """"DATASET=WEIGHT" as both; the weight is 1 where none is written, or where something of that very name exists."""
+    path, (name, equals, number) = Path(argument), str(argument).rpartition("=")
+    if not (equals and name) or path.exists():
+        return path, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return path, 1.0  # a name with "=" in it that does not exist: said by whoever looks for it
+    if not (weight > 0 and math.isfinite(weight)):
+        raise AvtoolError(f"{argument}: expected a weight above 0 after =, found {number}", "leave the data set out instead of weight 0")
+    return Path(name), weight
+
+
+def chosen_tracks(
+    directories: Sequence[str | Path], light: str = "any", max_identities: int | None = None, head: HeadModel | None = None
+) -> list[tuple[Path, float]]:
+    """Track files of data sets with the weights of their people, at most `max_identities` of them.
+
+    light: "even" leaves out who is lit unevenly, as the track's metadata say; who has no such entry (a real person) stays.
+    head: as for Track.load().
+    """
+    sources = [split_weight(directory) for directory in directories]
+    tracks = [(track, weight) for path, weight in sources for track in find_tracks([path])]
+    if light == "any":
+        return tracks[:max_identities]
+    chosen: list[tuple[Path, float]] = []
+    for track, weight in tracks:
+        if len(chosen) == max_identities:
+            break
+        if Track.load(track, head).metadata.get("light", light) == light:
+            chosen.append((track, weight))
+    if not chosen:
+        names = ", ".join(str(path) for path, _ in sources)
+        raise AvtoolError(f"{names}: nobody is lit with {light} light", "train with --light any, or draw people with even light")
+    return chosen
+
+
 def load_training_set(
     directories: Sequence[str | Path],
     head: HeadModel,
     size: int,
     max_identities: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    light: str = "any",
 ) -> TrainingSet:
-    """Read every picture of a data set at `size` pixels into memory."""
-    paths = find_tracks(directories)[:max_identities]
+    """Read every picture of data sets at `size` pixels into memory; `directories` and `light` as in chosen_tracks()."""
+    paths, weights = zip(*chosen_tracks(directories, light, max_identities, head))
 
     def load(path: Path) -> tuple[Track, Tensor, Tensor, Tensor, Tensor, HeadParams]:
         track = Track.load(path, head)
@@ -133,6 +181,7 @@ def load_training_set(
         Ks=Ks,
         viewmats=viewmats,
         params=_join(params, tracks, head),
+        weights=list(weights),
     )
 
 
@@ -148,42 +197,3 @@ def _join(params: Sequence[HeadParams], tracks: Sequence[Track], head: HeadModel
         rows = [zero if t.offsets is None else torch.as_tensor(t.offsets, dtype=torch.float32) for t in tracks]
         offsets = torch.stack(rows)
     return HeadParams(identity=identity, offsets=offsets, **motion)
-
-
-class BatchSampler:
-    """Draws identities in shuffled rounds and, for each, distinct random pictures. Its state can be saved."""
-
-    def __init__(self, frames: list[Tensor], identities: int, views: int, seed: int) -> None:
-        self.frames = frames
-        self.num_identities, self.num_views = min(identities, len(frames)), views
-        self.generator = torch.Generator().manual_seed(seed)
-        self.queue: list[int] = []
-
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Identities (I,) and picture indices (I * views,), grouped by identity; both on the CPU."""
-        while len(self.queue) < self.num_identities:
-            fresh = torch.randperm(len(self.frames), generator=self.generator).tolist()
-            # Nobody twice in a batch: whoever still waits from the round before comes last in this one.
-            waiting = set(self.queue)
-            self.queue += sorted(fresh, key=lambda k: k in waiting)
-        chosen, self.queue = self.queue[: self.num_identities], self.queue[self.num_identities :]
-        pictures = [self._pictures(self.frames[k]) for k in chosen]
-        return torch.tensor(chosen), torch.cat(pictures)
-
-    def _pictures(self, frames: Tensor) -> Tensor:
-        order = torch.randperm(len(frames), generator=self.generator)
-        repeats = -(-self.num_views // len(frames))
-        return frames[order.repeat(repeats)[: self.num_views]]
-
-    def colors(self, count: int) -> Tensor:
-        """Random background colors (count, 1, 1, 3): coverage must be learned, not hidden by a white wall."""
-        return torch.rand(count, 1, 1, 3, generator=self.generator)
-
-    def state(self) -> dict[str, Tensor]:
-        """What load_state needs to go on with the same draws."""
-        return {"generator": self.generator.get_state(), "queue": torch.tensor(self.queue, dtype=torch.int64)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on as saved."""
-        self.generator.set_state(state["generator"].cpu())
-        self.queue = state["queue"].tolist()

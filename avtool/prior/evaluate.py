@@ -49,6 +49,8 @@ class Meters:
 
     lpips: metrics.LpipsFunction | None = None
     lpips_backbone: str = "vgg"
+    st_lpips: metrics.LpipsFunction | None = None
+    st_lpips_backbone: str = "vgg"
     detect: Callable[[Image8], NDArray[np.float64] | None] | None = None
     recognizer: metrics.Recognizer | None = None
     absent: dict[str, str] = field(default_factory=dict)
@@ -87,13 +89,18 @@ def load_meters(recognizer: str | None = None, lpips_backbone: str = "vgg", devi
         lpips = metrics.load_lpips(lpips_backbone, device)
     except metrics.Unavailable as reason:
         absent["lpips"] = str(reason)
+    st_lpips, st_lpips_backbone = None, lpips_backbone
+    try:
+        st_lpips, st_lpips_backbone = metrics.load_st_lpips(lpips_backbone, device)
+    except metrics.Unavailable as reason:
+        absent["st_lpips"] = str(reason)
     try:
         if recognizer is None:
             raise metrics.Unavailable("no face recognizer was named (--recognizer FILE)")
         face = metrics.load_recognizer(recognizer)
     except metrics.Unavailable as reason:
         absent["identity_similarity"] = str(reason)
-    return Meters(lpips, lpips_backbone, detect, face, absent)
+    return Meters(lpips, lpips_backbone, st_lpips, st_lpips_backbone, detect, face, absent)
 
 
 def evaluate(
@@ -166,6 +173,8 @@ def measure(
         row |= {"psnr_above_chin": metrics.psnr(image, real, mask), "ssim_above_chin": metrics.ssim(image, real, mask)}
     if meters.lpips is not None:
         row["lpips"] = meters.lpips(image, real)
+    if meters.st_lpips is not None:
+        row["st_lpips"] = meters.st_lpips(image, real)
     found = None
     if meters.detect is not None and landmarks is not None:
         found = meters.detect(to_bytes(image))
@@ -227,6 +236,8 @@ def _protocol(options: EvalOptions, meters: Meters, num_frames: int) -> dict:
         "landmark_distance": "mean over 478 landmarks, render re-detected, % of the distance of outer eye corners",
         "contour_distance": f"the same over {len(metrics.CONTOUR_IDS)} points of brows, eyes, nose and lips",
         "lpips_backbone": meters.lpips_backbone if meters.lpips is not None else None,
+        "st_lpips": "shift-tolerant LPIPS (Ghildyal and Liu 2022)",
+        "st_lpips_backbone": meters.st_lpips_backbone if meters.st_lpips is not None else None,
         "recognizer": meters.recognizer.name if meters.recognizer is not None else None,
     }
 

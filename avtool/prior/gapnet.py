@@ -111,7 +111,7 @@ class PartMlp(nn.Module):
                 hidden = torch.addmm(bias[part], F.leaky_relu(hidden, LEAK, inplace=True), weight[part])
             # Not -1: a part without points (FLAME has no teeth) leaves it undetermined.
             blocks.append(hidden.reshape(*rows.shape[:-1], hidden.shape[-1]))
-        return torch.cat(blocks)
+        return torch.cat(blocks).to(self.biases[-1].dtype)  # whatever precision the products had: positions need all digits
 
 
 class GapNet(nn.Module):

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from avtool.cameras import project
 from avtool.head import PARTS, HeadModel
-from avtool.losses import SSIM_WINDOW, ssim_map, threshold_l2
+from avtool.losses import SSIM_WINDOW, load_lpips, ssim_map, threshold_l2
 from avtool.prior.gapnet import Geometry
+from avtool.stlpips import load_st_lpips
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
+PERCEPTUAL = ("none", "lpips", "st-lpips")
 
 REFERENCE_SPACING = 0.35
 """Point spacing of the paper's 83,651 points on FLAME, in units of the triangles' scale: its eps_s of 0.6 is 1.7 of it.
@@ -29,11 +31,12 @@ MOUTH_MARGIN = 1.35  # the ellipse around lips and teeth, as a factor of their p
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The paper's weights (method.md 1.2). lpips is 0 by default: its backbone is a download that must be asked for."""
+    """The paper's weights (method.md 1.2). lpips, the weight of the perceptual term whatever its network, is 0 by default:
+    the network is a download that must be asked for."""
 
     l1: float = 0.8
     ssim: float = 0.2
-    lpips: float = 0.0  # the paper's 0.4 when the backbone is there
+    lpips: float = 0.0  # the paper's 0.4 when the network is there
     mouth: float = 10.0
     alpha: float = 1.0
     scale: float = 1.0
@@ -41,6 +44,13 @@ class LossWeights:
     arap: float = 1.0
     eps_scale: float = 0.6
     eps_position: float = 1.0
+
+
+def load_perceptual(name: str, weight: float, device: torch.device, weights_file: str = "") -> Perceptual | None:
+    """The network of the perceptual term, one of PERCEPTUAL; None without a weight. `weights_file` is ST-LPIPS' own."""
+    if name == "none" or weight == 0:
+        return None
+    return load_lpips(device) if name == "lpips" else load_st_lpips(device, weights_file)
 
 
 def mouth_vertices(head: HeadModel) -> Tensor:

@@ -5,6 +5,8 @@ Shape legend: I identities, B samples (grouped by identity), N points, V vertice
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -69,15 +71,22 @@ def expression_signal(
     return dynamic_signal(*(carry_means(geometry.means, mesh, faces, binding) for mesh in (expressed, neutral)))
 
 
+def network_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Inside, the products of networks are taken in "bf16" or "fp32"; what comes out of a network is fp32 either way."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def synthesize(
-    head: HeadModel, binding: PointBinding, gapnet: GapNet, code: Tensor, params: HeadParams
+    head: HeadModel, binding: PointBinding, gapnet: GapNet, code: Tensor, params: HeadParams, precision: str = "fp32"
 ) -> tuple[Gaussians, Geometry, Tensor]:
     """The whole of GAPNet: codes (I, P, C2) and params of B samples -> Gaussians (B, N), local geometry, vertices."""
-    geometry = gapnet.geometry(code)
-    static = gapnet.appearance_static(code, geometry.raw)
+    with network_precision(precision, code.device):
+        geometry = gapnet.geometry(code)
+        static = gapnet.appearance_static(code, geometry.raw)
     meshes = head.stages(params)
     signal = expression_signal(geometry, meshes.unposed, meshes.neutral, head.faces, binding)
-    channels = gapnet.appearance(static, signal)
+    with network_precision(precision, code.device):
+        channels = gapnet.appearance(static, signal)
     return pose_gaussians(geometry, meshes.posed, head.faces, binding, channels), geometry, meshes.posed
 
 
@@ -96,8 +105,13 @@ def render_channels(
     return output.colors, output.alphas
 
 
-def finish(colors: Tensor, alphas: Tensor, refiner: Refiner | None, background: Tensor) -> tuple[Tensor, Tensor]:
+def finish(
+    colors: Tensor, alphas: Tensor, refiner: Refiner | None, background: Tensor, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
     """Composite: refined image and plain splatted image, both (B, H, W, 3), on a background (3,) or (B, 1, 1, 3)."""
     # One slice for both pictures: its gradient is as large as all channels.
     plain = colors[..., :3] + (1 - alphas) * background
-    return plain if refiner is None else plain + refiner.residual(colors, alphas), plain
+    if refiner is None:
+        return plain, plain
+    with network_precision(precision, colors.device):
+        return plain + refiner.residual(colors, alphas), plain

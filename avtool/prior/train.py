@@ -1,228 +1,27 @@
-"""Prior learning (HeadGAP section 3.3): auto-decoding of many tracked people.
-
-Shape legend: I identities and B = I * views pictures a step, K identities in all, F pictures in all.
-"""
+"""Prior learning (HeadGAP section 3.3): auto-decoding of many tracked people, in one process or several."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from avtool.errors import AvtoolError, FormatError
-from avtool.fit import Stage, make_optimizer, run_stage
-from avtool.head import HeadModel, HeadParams
-from avtool.head.mesh import unique_edges
-from avtool.losses import Arap, load_lpips, mse_to_psnr
-from avtool.prior.checkpoint import Checkpoint, group_tensors, load_groups, load_optimizer, optimizer_tensors
+from avtool.errors import AvtoolError
+from avtool.head import HeadModel
+from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict
-from avtool.prior.dataset import BatchSampler, TrainingSet, load_training_set
-from avtool.prior.objective import mouth_mask, mouth_vertices, reconstruction, regularization
-from avtool.prior.preview import save_preview
+from avtool.prior.dataset import TrainingSet, load_training_set, split_weight
+from avtool.prior.distributed import World
 from avtool.prior.prior import Prior
-from avtool.prior.storage import check_head_model
-from avtool.prior.synthesis import finish, render_channels, synthesize
+from avtool.prior.trainer import Log, Progress, Trainer, TrainOptions
 
-Progress = Callable[[int, int, str], None]
-Log = Callable[[int, dict[str, float]], None]
+__all__ = ["Trainer", "TrainOptions", "resumed_settings", "train_prior", "training_metadata"]
+
 DEVICE_CACHE_BYTES = 12 * 2**30
 """Data sets up to this size live on the GPU: 200 people x 24 views at 256 are 1.3 GB."""
-
-_MOTION = ("expression", "neck", "head", "jaw", "eyes")
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What is not part of the result's meaning: where and how long it runs, and what it writes beside the prior."""
-
-    device: str = "cpu"
-    render_backend: str = "auto"
-    seed: int = 0
-    time_limit: float | None = None  # seconds
-    checkpoint: Path | None = None
-    previews: Path | None = None  # directory
-    resume: Path | None = None
-
-
-class Trainer:
-    """Everything that moves during training, and one step of it."""
-
-    def __init__(self, prior: Prior, data: TrainingSet, config: TrainConfig, options: TrainOptions) -> None:
-        self.prior, self.data, self.config, self.options = prior, data, config, options
-        self.coarse = data.halved() if config.coarse_share > 0 else data
-        identities = max(1, config.batch_size // config.views_per_identity)
-        self.sampler = BatchSampler(data.frames, identities, config.views_per_identity, options.seed)
-        self.perceptual = load_lpips(prior.device) if config.weights.lpips > 0 else None
-        self.arap = Arap(prior.head.template, unique_edges(prior.head.faces))
-        self.mouth = mouth_vertices(prior.head)
-        self.tracked = self._tracked_groups()
-        self.stage = Stage(
-            name="prior",
-            steps=config.steps,
-            learning_rates={
-                **{name: config.learning_rate for name in prior.parameter_groups()},
-                "tracking": config.track_rate,
-                "offsets": config.offset_rate,
-            },
-            warmup=config.warmup,
-        )
-        self.optimizer = make_optimizer(self.stage, self.groups)
-        self.average = [p.detach().clone() for p in self._averaged()]
-        self.step, self.elapsed = 0, 0.0
-
-    @property
-    def groups(self) -> dict[str, list[Tensor]]:
-        """Every parameter by the name of its learning rate."""
-        return {**self.prior.parameter_groups(), **self.tracked}
-
-    def _tracked_groups(self) -> dict[str, list[Tensor]]:
-        params = self.data.params
-        motion = [getattr(params, name).clone() for name in ("identity", *_MOTION)]
-        offsets = params.offsets
-        if offsets is None and self.config.offset_rate > 0:
-            offsets = torch.zeros(self.data.num_identities, self.prior.head.num_vertices, 3, device=self.prior.device)
-        return {"tracking": motion, "offsets": [] if offsets is None else [offsets.clone()]}
-
-    def _averaged(self) -> list[Tensor]:
-        return [p for group in self.prior.parameter_groups().values() for p in group]
-
-    def batch_params(self, identities: Tensor, pictures: Tensor) -> HeadParams:
-        """Tracked parameters M of a batch: B pictures grouped by I identities."""
-        identity, *motion = self.tracked["tracking"]
-        views = len(pictures) // len(identities)
-        offsets = self.tracked["offsets"]
-        return HeadParams(
-            identity=identity[identities].repeat_interleave(views, dim=0),
-            offsets=offsets[0][identities].repeat_interleave(views, dim=0) if offsets else None,
-            **{name: tensor[pictures] for name, tensor in zip(_MOTION, motion)},
-        )
-
-    def data_at(self, step: int) -> TrainingSet:
-        """Pictures of half the size early on, whole ones later; by steps or by time, whichever is further along."""
-        done = step / self.config.steps
-        if self.options.time_limit is not None:
-            done = max(done, self.elapsed / self.options.time_limit)
-        return self.coarse if done < self.config.coarse_share else self.data
-
-    def render(self, data: TrainingSet, identities: Tensor, pictures: Tensor, background: Tensor) -> tuple[Tensor, ...]:
-        """Refined and plain pictures (B, S, S, 3), coverage (B, S, S, 1), local geometry, vertices (B, V, 3)."""
-        prior, size = self.prior, data.size
-        code = prior.codebook(identities)
-        params = self.batch_params(identities, pictures)
-        gaussians, geometry, vertices = synthesize(prior.head, prior.binding, prior.gapnet, code, params)
-        colors, alphas = render_channels(
-            gaussians, data.viewmats[pictures], data.Ks[pictures], size, size, self.options.render_backend
-        )
-        refined, plain = finish(colors, alphas, prior.refiner, background)
-        return refined, plain, alphas, geometry, vertices
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Equation 5 on the next batch."""
-        weights, device, data = self.config.weights, self.prior.device, self.data_at(step)
-        identities, pictures = self.sampler.draw()
-        background = self.sampler.colors(len(pictures)).to(device)
-        identities, pictures = identities.to(device), pictures.to(device)
-        refined, plain, alphas, geometry, vertices = self.render(data, identities, pictures, background)
-        target, mattes = data.targets(pictures, background)
-        mask = mouth_mask(vertices[:, self.mouth], data.viewmats[pictures], data.Ks[pictures], data.size, data.size)
-        whole, mouth = reconstruction(refined, target, weights, mask, self.perceptual)
-        parts = {"rec": whole, "mouth": weights.mouth * mouth, "alpha": weights.alpha * (alphas - mattes).abs().mean()}
-        if self.prior.refiner is not None:
-            parts["plain"], _ = reconstruction(plain, target, weights, None, self.perceptual)
-        parts |= regularization(geometry, self.prior.binding.spacing, weights)
-        if self.tracked["offsets"] and self.config.offset_rate > 0:
-            offsets = self.tracked["offsets"][0][identities]
-            parts["arap"] = weights.arap * self.arap(offsets)
-        total = torch.stack(list(parts.values())).sum()
-        parts = {name: value.detach() for name, value in parts.items()}
-        parts["mse"] = (refined.detach().clamp(0, 1) - target).square().mean()
-        parts["mse_plain"] = (plain.detach().clamp(0, 1) - target).square().mean()
-        return total, parts
-
-    def update_average(self) -> None:
-        """Running mean of the weights; the first steps count less, so that it does not hold on to the start."""
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self._averaged()], 1 - decay)
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, the prior carries the running mean."""
-        live = [p.detach().clone() for p in self._averaged()]
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in self._averaged()], self.average)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_([p.data for p in self._averaged()], live)
-
-    def checkpoint(self) -> Checkpoint:
-        """All state between two steps."""
-        tensors = {f"params.{k}": v for k, v in group_tensors(self.groups).items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
-        tensors |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
-        tensors["torch_rng"] = torch.get_rng_state()
-        return Checkpoint(
-            self.step, self.elapsed, tensors, self.config.to_dict(), self.prior.head.model_id,
-            self.data.fingerprint(), self.options.seed,
-        )  # fmt: skip
-
-    def restore(self, saved: Checkpoint, path: Path) -> None:
-        """Go on where a checkpoint stopped; the data must be the same."""
-        check_head_model(path, saved.head_model, self.prior.head.model_id)
-        if saved.data != self.data.fingerprint():
-            raise FormatError(path, "data", "the data set that this checkpoint was trained on", "another one")
-        load_groups(self.groups, saved.take("params"), path)
-        load_groups({"average": self.average}, {f"average.{k}": v for k, v in saved.take("average").items()}, path)
-        load_optimizer(self.optimizer, saved.take("optimizer"), path)
-        self.sampler.load_state(saved.take("sampler"))
-        torch.set_rng_state(saved.tensors["torch_rng"].cpu())
-        self.step, self.elapsed = saved.step, saved.elapsed
-
-    def preview(self, path: Path) -> None:
-        """Write real, splatted and refined pictures of up to six people side by side."""
-        count = min(6, self.data.num_identities)
-        chosen = [round(i * (self.data.num_identities - 1) / max(1, count - 1)) for i in range(count)]
-        identities = torch.tensor(chosen, device=self.prior.device)
-        pictures = torch.stack([self.data.frames[k][i % len(self.data.frames[k])] for i, k in enumerate(chosen)])
-        white = torch.ones(1, 1, 1, 3, device=self.prior.device)
-        with torch.no_grad(), self.averaged_weights():
-            refined, plain, *_ = self.render(self.data, identities, pictures.to(self.prior.device), white)
-        target, _ = self.data.targets(pictures.to(self.data.images.device), white)
-        save_preview(path, [target, plain, refined])
-
-    def run(self, progress: Progress | None, log: Log | None) -> None:
-        """All steps, with checkpoints, previews and log lines."""
-        config, options, began, before = self.config, self.options, time.monotonic(), self.elapsed
-
-        def on_step(step: int, loss: float, parts: dict[str, Tensor]) -> None:
-            self.step, self.elapsed = step + 1, before + time.monotonic() - began
-            self.update_average()
-            if log is not None and (self.step % config.log_every == 0 or self.step in (1, config.steps)):
-                log(self.step, self._summary(loss, parts))
-            if progress is not None:
-                progress(self.step, config.steps, f"loss {loss:.4f}")
-            if options.checkpoint is not None and self.step % config.checkpoint_every == 0:
-                self.checkpoint().save(options.checkpoint)
-            if options.previews is not None and self.step % config.preview_every == 0:
-                self.preview(options.previews / f"{self.step:06d}.png")
-
-        run_stage(
-            self.stage, self.groups, self.loss, on_step, optimizer=self.optimizer, start=self.step,
-            time_limit=options.time_limit, elapsed=self.elapsed, check_every=10,
-        )  # fmt: skip
-
-    def _summary(self, loss: float, parts: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(value) for name, value in parts.items() if not name.startswith("mse")}
-        quality = {"psnr": mse_to_psnr(parts["mse"]), "psnr_plain": mse_to_psnr(parts["mse_plain"])}
-        return {"loss": loss, **quality, **values, "seconds": self.elapsed}
 
 
 def train_prior(
@@ -235,39 +34,62 @@ def train_prior(
 ) -> Prior:
     """Train a prior on tracked people; returns it with averaged weights.
 
+    Under torchrun every process calls it alike, and the first alone writes and reports (see distributed.py).
+
     Args:
-        dataset_dirs: directories of people, each with a track.json.
+        dataset_dirs: directories of people, each with a track.json; "=WEIGHT" at the end draws them more or less often.
         config: None for the defaults; on resume the checkpoint's settings hold, except for `steps`.
         progress: called with (done, total, message). log: called with (step, figures) every `log_every` steps.
     """
-    options = options or TrainOptions()
+    options, world = options or TrainOptions(), World.from_environment()
     saved = Checkpoint.load(options.resume) if options.resume else None
     config, options = resumed_settings(config, options, saved)
     config = check_config(config or TrainConfig())
-    if torch.device(options.device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32: twice as fast, and colors need no more digits
-    data = load_training_set(dataset_dirs, head.to("cpu"), config.image_size, config.max_identities, progress)
-    if data.images.nbytes > DEVICE_CACHE_BYTES:
-        raise AvtoolError(
-            f"the data set takes {data.images.nbytes / 2**30:.0f} GB in memory", "lower max_identities or image_size"
-        )
-    data = data.to(options.device)
-    prior = Prior.create(
-        head.to(options.device), data.num_identities, preset=config.preset, uv_size=config.uv_size,
-        refiner=config.refiner, single_part=config.single_part, dynamics=config.dynamics, seed=options.seed,
-    )  # fmt: skip
-    torch.manual_seed(options.seed)
-    trainer = Trainer(prior, data, config, options)
-    if saved is not None:
-        trainer.restore(saved, Path(options.resume))
-    if options.previews is not None:
-        options.previews.mkdir(parents=True, exist_ok=True)
-    trainer.run(progress, log)
+    options = replace(options, device=world.device(options.device))
+    if not world.is_main:
+        options, progress, log = replace(options, checkpoint=None, previews=None), None, None
+    check_hardware(config, torch.device(options.device))
+    with world.joined(options.device):
+        data = _loaded(dataset_dirs, head, config, progress).to(options.device)
+        prior = Prior.create(
+            head.to(options.device), data.num_identities, preset=config.preset, uv_size=config.uv_size,
+            refiner=config.refiner, single_part=config.single_part, dynamics=config.dynamics, seed=options.seed,
+        )  # fmt: skip
+        torch.manual_seed(options.seed)
+        trainer = Trainer(prior, data, config, options, world)
+        if saved is not None:
+            trainer.restore(saved, Path(options.resume))
+        if options.previews is not None:
+            options.previews.mkdir(parents=True, exist_ok=True)
+        trainer.run(progress, log)
     if options.checkpoint is not None:
         trainer.checkpoint().save(options.checkpoint)
     with torch.no_grad():
         torch._foreach_copy_([p.data for p in trainer._averaged()], trainer.average)
     return prior
+
+
+def check_hardware(config: TrainConfig, device: torch.device) -> None:
+    """Set CUDA's precision; AvtoolError when the device cannot compute as configured."""
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high")  # TF32: twice as fast, and colors need no more digits
+    if config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise AvtoolError(f"{torch.cuda.get_device_name(device)} has no bfloat16", "train with --precision fp32")
+
+
+def _loaded(
+    dataset_dirs: Sequence[str | Path], head: HeadModel, config: TrainConfig, progress: Progress | None
+) -> TrainingSet:
+    """The data set on the CPU; AvtoolError when it is too large to be kept in memory."""
+    data = load_training_set(
+        dataset_dirs, head.to("cpu"), config.image_size, config.max_identities, progress, config.light
+    )
+    if data.images.nbytes > DEVICE_CACHE_BYTES:
+        raise AvtoolError(
+            f"the data set takes {data.images.nbytes / 2**30:.0f} GB in memory", "lower max_identities or image_size"
+        )
+    return data
 
 
 def resumed_settings(
@@ -282,8 +104,12 @@ def resumed_settings(
 
 def training_metadata(config: TrainConfig, options: TrainOptions, data: Sequence[str | Path]) -> dict[str, str]:
     """How a prior was made, for its file."""
-    return {
+    sources = [split_weight(source) for source in data]
+    metadata = {
         "config": json.dumps(config.to_dict(), sort_keys=True),
         "seed": str(options.seed),
-        "data": ",".join(Path(d).name for d in data),
+        "data": ",".join(path.name for path, _ in sources),
     }
+    if len({weight for _, weight in sources}) > 1:
+        metadata["data_weights"] = ",".join(f"{weight:g}" for _, weight in sources)
+    return metadata
