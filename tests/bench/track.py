@@ -4,7 +4,7 @@ Photos: seconds a photo once everything is loaded, best of some rounds, with and
 processor time, which a busy machine stretches least. Videos:
 frames a second, the stage and mattes included. Landmark errors are means over 478 landmarks in % of the distance of the
 outer eye corners. --data: a folder with clips (NAME/original.mp4, NAME/photos/). --people: synthetic people with exact
-parameters (python -m avtool.synth -o DIR): vertex errors of the neutral head, after a similarity on face and ears.
+parameters (avtool synth-data -o DIR): vertex errors of the neutral head, after a similarity on face and ears.
 """
 
 from __future__ import annotations
