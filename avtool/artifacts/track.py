@@ -52,6 +52,8 @@ class Frame:
         crop: (3,) x0, y0, size in pixels of the full image; may reach outside of it.
         residual: mean landmark error as a fraction of the inter-ocular distance.
         timestamp: seconds from the start of the video, or None.
+        pseudo: of a picture that a program made of a real one (the same moment from another camera), the real picture's path,
+            as ``image``; None for a real picture.
     """
 
     image: str | None
@@ -70,6 +72,7 @@ class Frame:
     crop: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0)
     residual: float = 0.0
     timestamp: float | None = None
+    pseudo: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Track:
                 return name
             return Path(os.path.relpath(here / name, there)).as_posix()
 
-        frames = [replace(frame, image=move(frame.image), matte=move(frame.matte)) for frame in self.frames]
+        frames = [replace(frame, image=move(frame.image), matte=move(frame.matte), pseudo=move(frame.pseudo)) for frame in self.frames]
         return replace(
             self, frames=frames, video=move(self.video), mattes_video=move(self.mattes_video), base=Path(directory)
         )
@@ -230,7 +233,8 @@ def _frame_to_json(frame: Frame) -> dict:
     plain = {name: getattr(frame, name) for name in ("image", "width", "height", "matte", "residual", "timestamp")}
     arrays = {name: _numbers(getattr(frame, name)) for name in (*_SHAPES, "expression")}
     landmarks = None if frame.landmarks is None else np.round(np.asarray(frame.landmarks, np.float64), 3).tolist()
-    return {**plain, **arrays, "landmarks": landmarks}
+    pseudo = {} if frame.pseudo is None else {"pseudo": frame.pseudo}
+    return {**plain, **pseudo, **arrays, "landmarks": landmarks}
 
 
 def _from_text(text: str, name: str, base: Path, head: HeadModel | None) -> Track:
@@ -322,6 +326,7 @@ def _frame_from_json(item: object, file: str, index: int) -> Frame:
         matte=item.get("matte"),
         residual=float(_typed(item, "residual", (int, float), file, prefix)),
         timestamp=item.get("timestamp"),
+        pseudo=_typed(item, "pseudo", str, file, prefix) if item.get("pseudo") is not None else None,
         **arrays,
     )
 
@@ -345,6 +350,8 @@ def _check(track: Track, file: str) -> None:
             raise FormatError(file, prefix + "width, height", "at least 1", f"{frame.width} x {frame.height}")
         if frame.image is None and (frame.frame_idx is None or track.video is None):
             raise FormatError(file, prefix + "image", "a path, or an index into the track's video", "neither")
+        if frame.pseudo is not None and track.video is not None:
+            raise FormatError(file, prefix + "pseudo", "only real frames in the track of a video", frame.pseudo)
         if not math.isfinite(frame.residual):
             raise FormatError(file, prefix + "residual", "a finite number", frame.residual)
         _check_camera(frame, file, prefix)

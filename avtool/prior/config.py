@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from avtool.errors import AvtoolError, FormatError
+from avtool.errors import FormatError
 from avtool.prior.gapnet import PRESETS
 from avtool.prior.objective import PERCEPTUAL, LossWeights
 from avtool.prior.refiner import REFINER_WIDTHS
+from avtool.prior.settings import merged, read_yaml
 
 
 @dataclass(frozen=True)
@@ -53,65 +54,16 @@ class TrainConfig:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def _checked(file: str, key: str, value: object, default: object, optional: bool) -> object:
-    """A value of the type of the default; int passes for float, nothing else does."""
-    if value is None and optional:
-        return None
-    kind = int if optional and default is None else type(default)
-    if kind is float and isinstance(value, str):
-        try:
-            value = float(value)  # YAML 1.1 reads 1e-3 as text
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise FormatError(file, key, kind.__name__, repr(value))
-    return value
-
-
 def config_from_dict(data: object, file: str, base: TrainConfig | None = None) -> TrainConfig:
     """Settings over a base; an unknown key is an error that names it and the known ones."""
-    config = base or TrainConfig()
-    if data is None:
-        return config
-    if not isinstance(data, dict):
-        raise FormatError(file, "", "a mapping of settings", type(data).__name__)
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key == "weights":
-            values[key] = _weights(value, file, config.weights)
-            continue
-        _known(file, str(key), [f.name for f in fields(TrainConfig)])
-        values[key] = _checked(file, key, value, getattr(TrainConfig(), key), key == "max_identities")
-    return replace(config, **values)
-
-
-def _weights(data: object, file: str, base: LossWeights) -> LossWeights:
-    if not isinstance(data, dict):
-        raise FormatError(file, "weights", "a mapping of loss weights", type(data).__name__)
-    for key in data:
-        _known(file, f"weights.{key}", [f"weights.{f.name}" for f in fields(LossWeights)])
-    return replace(base, **{k: _checked(file, f"weights.{k}", v, 0.0, False) for k, v in data.items()})
-
-
-def _known(file: str, key: str, known: list[str]) -> None:
-    if key not in known:
-        raise AvtoolError(f"{file}: unknown setting {key!r}", f"known: {', '.join(known)}")
+    return merged(data, file, base or TrainConfig())
 
 
 def load_config(path: str | Path | None) -> TrainConfig:
     """Defaults, or a YAML file over them."""
     if path is None:
         return TrainConfig()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise AvtoolError(f"{path}: no such file", "write one with: avtool train-prior --print-config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(path, "", "YAML", " ".join(str(error).split())) from error
-    return check_config(config_from_dict(data, str(path)), str(path))
+    return check_config(config_from_dict(read_yaml(path, "train-prior"), str(path)), str(path))
 
 
 _CHOICES = {

@@ -33,7 +33,7 @@ class TrainingSet:
 
     images (F, S, S, 3) uint8, mattes (F, S, S, 1) uint8, Ks (F, 3, 3), viewmats (F, 4, 4); params: expression and pose
     (F, ...), identity (K, I), offsets (K, V, 3) or None; frames: per identity the indices of its pictures; weights: per identity how often it
-    is drawn, relative to the others.
+    is drawn, relative to the others; pseudo (F,) bool: made from another picture, not photographed or drawn.
     """
 
     names: list[str]
@@ -44,6 +44,7 @@ class TrainingSet:
     viewmats: Tensor
     params: HeadParams
     weights: list[float]
+    pseudo: Tensor
 
     @property
     def num_identities(self) -> int:
@@ -66,7 +67,7 @@ class TrainingSet:
 
     def to(self, device: torch.device | str) -> TrainingSet:
         """Move all tensors (bytes stay bytes); the index lists stay on the CPU with the sampler."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "mattes", "Ks", "viewmats", "params")}
+        moved = {name: getattr(self, name).to(device) for name in ("images", "mattes", "Ks", "viewmats", "params", "pseudo")}
         return replace(self, **moved)
 
     def halved(self) -> TrainingSet:
@@ -182,6 +183,7 @@ def load_training_set(
         viewmats=viewmats,
         params=_join(params, tracks, head),
         weights=list(weights),
+        pseudo=torch.tensor([frame.pseudo is not None for track in tracks for frame in track.frames]),
     )
 
 

@@ -15,8 +15,9 @@ from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.config import TrainConfig, check_config, config_from_dict
 from avtool.prior.dataset import TrainingSet, load_training_set, split_weight
 from avtool.prior.distributed import World
+from avtool.prior.loop import Log, Progress
 from avtool.prior.prior import Prior
-from avtool.prior.trainer import Log, Progress, Trainer, TrainOptions
+from avtool.prior.trainer import Trainer, TrainOptions
 
 __all__ = ["Trainer", "TrainOptions", "resumed_settings", "train_prior", "training_metadata"]
 
@@ -64,8 +65,7 @@ def train_prior(
         trainer.run(progress, log)
     if options.checkpoint is not None:
         trainer.checkpoint().save(options.checkpoint)
-    with torch.no_grad():
-        torch._foreach_copy_([p.data for p in trainer._averaged()], trainer.average)
+    trainer.average.put()
     return prior
 
 

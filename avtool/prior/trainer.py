@@ -5,9 +5,6 @@ Shape legend: I identities and B = I * views pictures a step, K identities in al
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avtool.errors import AvtoolError, FormatError
-from avtool.fit import Stage, make_optimizer, run_stage
+from avtool.fit import Stage, make_optimizer
 from avtool.head import HeadParams
 from avtool.head.mesh import unique_edges
 from avtool.losses import Arap, mse_to_psnr
@@ -24,6 +21,7 @@ from avtool.prior.config import TrainConfig
 from avtool.prior.cost import StepCost
 from avtool.prior.dataset import TrainingSet
 from avtool.prior.distributed import World, no_reduction
+from avtool.prior.loop import Log, Progress, RunningMean, run_training
 from avtool.prior.objective import load_perceptual, mouth_mask, mouth_vertices, reconstruction, regularization
 from avtool.prior.preview import save_preview
 from avtool.prior.prior import Prior
@@ -31,8 +29,6 @@ from avtool.prior.sampler import Batch, BatchSampler
 from avtool.prior.storage import check_head_model
 from avtool.prior.synthesis import finish, render_channels, synthesize
 
-Progress = Callable[[int, int, str], None]
-Log = Callable[[int, dict[str, float]], None]
 _MOTION = ("expression", "neck", "head", "jaw", "eyes")
 
 
@@ -68,7 +64,8 @@ class Trainer:
         self.tracked = self._tracked_groups()
         self.stage = self._stage()
         self.optimizer = make_optimizer(self.stage, self.groups)
-        self.average = [p.detach().clone() for p in self._averaged()]
+        averaged = [p for group in prior.parameter_groups().values() for p in group]
+        self.average = RunningMean(averaged, config.ema_decay)
         self.step, self.elapsed = 0, 0.0
         self.cost = StepCost(prior.device)
         self.step_loss = world.wrapped(self._moved(), self.batch_loss)
@@ -108,9 +105,6 @@ class Trainer:
             offsets = torch.zeros(self.data.num_identities, self.prior.head.num_vertices, 3, device=self.prior.device)
         groups = {"tracking": motion, "offsets": [] if offsets is None else [offsets.clone()]}
         return {name: [nn.Parameter(x, requires_grad=False) for x in group] for name, group in groups.items()}
-
-    def _averaged(self) -> list[Tensor]:
-        return [p for group in self.prior.parameter_groups().values() for p in group]
 
     def batch_params(self, identities: Tensor, pictures: Tensor) -> HeadParams:
         """Tracked parameters M of a batch: B pictures grouped by I identities."""
@@ -180,27 +174,14 @@ class Trainer:
         parts["mse_plain"] = (plain.detach().clamp(0, 1) - target).square().mean()
         return total, parts
 
-    def update_average(self) -> None:
-        """Running mean of the weights; the first steps count less, so that it does not hold on to the start."""
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self._averaged()], 1 - decay)
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, the prior carries the running mean."""
-        live = [p.detach().clone() for p in self._averaged()]
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in self._averaged()], self.average)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_([p.data for p in self._averaged()], live)
+    def after_step(self) -> None:
+        """What follows the optimizer's step."""
+        self.average.update(self.step)
 
     def checkpoint(self) -> Checkpoint:
         """All state between two steps."""
         tensors = {f"params.{k}": v for k, v in group_tensors(self.groups).items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.average.tensors)}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         tensors |= {f"sampler.{k}": v for k, v in self.sampler.state().items()}
         tensors["torch_rng"] = torch.get_rng_state()
@@ -215,7 +196,7 @@ class Trainer:
         if saved.data != self.data.fingerprint():
             raise FormatError(path, "data", "the data set that this checkpoint was trained on", "another one")
         load_groups(self.groups, saved.take("params"), path)
-        load_groups({"average": self.average}, {f"average.{k}": v for k, v in saved.take("average").items()}, path)
+        load_groups({"average": self.average.tensors}, {f"average.{k}": v for k, v in saved.take("average").items()}, path)
         load_optimizer(self.optimizer, saved.take("optimizer"), path)
         self.sampler.load_state(saved.take("sampler"))
         torch.set_rng_state(saved.tensors["torch_rng"].cpu())
@@ -228,45 +209,20 @@ class Trainer:
         identities = torch.tensor(chosen, device=self.prior.device)
         pictures = torch.stack([self.data.frames[k][i % len(self.data.frames[k])] for i, k in enumerate(chosen)])
         white = torch.ones(1, 1, 1, 3, device=self.prior.device)
-        with torch.no_grad(), self.averaged_weights():
+        with torch.no_grad(), self.average.inside():
             refined, plain, *_ = self.render(self.data, identities, pictures.to(self.prior.device), white)
         target, _ = self.data.targets(pictures.to(self.data.images.device), white)
         save_preview(path, [target, plain, refined])
 
     def run(self, progress: Progress | None, log: Log | None) -> None:
         """All steps, with checkpoints, previews and log lines."""
-        config, options, began, before = self.config, self.options, time.monotonic(), self.elapsed
+        run_training(self, progress, log)
 
-        def clock() -> float:
-            self.elapsed = self.world.agree(before + time.monotonic() - began)
-            return self.elapsed
-
-        def on_step(step: int, loss: float, parts: dict[str, Tensor]) -> None:
-            self.step, self.elapsed = step + 1, before + time.monotonic() - began
-            self.update_average()
-            self.cost.step_done()
-            if self.step % config.log_every == 0 or self.step in (1, config.steps):
-                parts = self.world.mean(parts)  # in every process, whoever logs
-                if log is not None:
-                    log(self.step, self._summary(parts))
-            if progress is not None:
-                progress(self.step, config.steps, f"loss {loss:.4f}")
-            if options.checkpoint is not None and self.step % config.checkpoint_every == 0:
-                self.checkpoint().save(options.checkpoint)
-            if options.previews is not None and self.step % config.preview_every == 0:
-                self.preview(options.previews / f"{self.step:06d}.png")
-            self.cost.go_on()
-
-        self.cost.go_on()
-        run_stage(
-            self.stage, self.groups, self.loss, on_step, optimizer=self.optimizer, start=self.step,
-            time_limit=options.time_limit, clock=clock, check_every=10,
-        )  # fmt: skip
-
-    def _summary(self, parts: dict[str, Tensor]) -> dict[str, float]:
+    def summary(self, parts: dict[str, Tensor]) -> dict[str, float]:
+        """Figures of a log line: the loss, its terms and PSNR."""
         values = {name: float(value) for name, value in parts.items() if not name.startswith("mse")}
         quality = {"psnr": mse_to_psnr(parts["mse"]), "psnr_plain": mse_to_psnr(parts["mse_plain"])}
-        return {"loss": sum(values.values()), **quality, **values, "seconds": self.elapsed, **self.cost.figures()}
+        return {"loss": sum(values.values()), **quality, **values}
 
 
 def check_division(people: int, processes: int, parts: int) -> None:

@@ -96,7 +96,7 @@ def training_step(folder: Path, size: int) -> Callable[[], None]:
         loss, _ = trainer.loss(0)
         loss.backward()
         trainer.optimizer.step()
-        trainer.update_average()
+        trainer.after_step()
 
     return step
 
