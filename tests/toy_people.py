@@ -46,15 +46,18 @@ def toy_colors(seed: int) -> Tensor:
     return torch.rand(len(PARTS), 3, generator=torch.Generator().manual_seed(seed)) * 0.8 + 0.1
 
 
-def make_person(directory: Path, head: HeadModel, seed: int, views: int = 4, size: int = 48) -> Path:
-    """Write one person's pictures, mattes and track.json; returns the track's path."""
+def make_person(directory: Path, head: HeadModel, seed: int, views: int = 4, size: int = 48, moments: int = 0) -> Path:
+    """Write one person's pictures, mattes and track.json; returns the track's path.
+
+    moments: 0 for one a view, else how many there are, each seen by every moments-th camera.
+    """
     directory.mkdir(parents=True)
     rng = torch.Generator().manual_seed(1000 + seed)
     params = HeadParams.zeros(head, (views,))
     identity = 0.5 * torch.randn(head.num_identity, generator=rng)
     jaw_open = head.expression_index("jawOpen")
     expression = params.expression.clone()
-    expression[:, jaw_open] = torch.linspace(0, 0.7, views)
+    expression[:, jaw_open] = torch.linspace(0, 0.7, moments or views)[torch.arange(views) % (moments or views)]
     params = replace(params, identity=identity.expand(views, -1), expression=expression)
     viewmats, Ks = toy_cameras(torch.linspace(-0.5, 0.5, views).tolist(), size)
     images, alphas = paint(head, params, toy_colors(seed), viewmats, Ks, size)
@@ -74,8 +77,8 @@ def make_person(directory: Path, head: HeadModel, seed: int, views: int = 4, siz
     return directory / "track.json"
 
 
-def make_people(directory: Path, head: HeadModel, count: int = 3, views: int = 4, size: int = 48) -> Path:
+def make_people(directory: Path, head: HeadModel, count: int = 3, views: int = 4, size: int = 48, moments: int = 0) -> Path:
     """A data set of several people; returns its directory."""
     for k in range(count):
-        make_person(directory / f"person{k:02d}", head, k, views, size)
+        make_person(directory / f"person{k:02d}", head, k, views, size, moments)
     return directory
