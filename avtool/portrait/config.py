@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 # 52 blend-shape weights, gaze (4) and jaw (3): what avtool's own tracker knows of an expression.
 TRACKER_MOTION = 59
+_LARGEST = 4096  # of any size: four times the paper's, and a damaged file asks for no impossible network
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,23 @@ class PortraitConfig:
     reenacting: int = 4
     motion_tokens: int = 4
     decoder_channels: int = 48
-    plane_size: int = 64
-    plane_channels: int = 24
+    plane_size: int = 128
+    plane_channels: int = 16
     concatenate_planes: bool = True
     mean_head_density: bool = True
     hidden: int = 48
     feature_channels: int = 16
-    low_size: int = 32
-    coarse: int = 16
-    fine: int = 16
+    low_size: int = 64
+    coarse: int = 12
+    fine: int = 12
     upsampler_channels: int = 24
 
     def __post_init__(self) -> None:
         """ValueError unless the sizes fit together."""
         for name, value in asdict(self).items():
             values = value if isinstance(value, (tuple, list)) else (value,)
-            if any(not isinstance(v, int) or v < (0 if isinstance(v, bool) else 1) for v in values):
-                raise ValueError(f"{name} must be positive, found {value}")
+            if any(not isinstance(v, int) or not (isinstance(v, bool) or 1 <= v <= _LARGEST) for v in values):
+                raise ValueError(f"{name} must be whole numbers from 1 to {_LARGEST}, found {value}")
         if len(self.encoder_widths) != len(self.encoder_blocks):
             raise ValueError("encoder_widths and encoder_blocks must be of one length")
         if self.feature_channels < 3 or self.dim % self.heads:

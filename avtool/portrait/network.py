@@ -18,7 +18,7 @@ from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
 from avtool.portrait.rig import Rig
-from avtool.portrait.storage import fill_portrait, read_portrait, write_portrait
+from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
 from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, PlaneField, to_box
 from avtool.portrait.upsampler import Upsampler
 from avtool.portrait.vit import Transformer
@@ -64,13 +64,19 @@ class PortraitPicture:
 class Portrait(nn.Module):
     """The network Psi and its renderer, for one head model."""
 
+    global_encoder: GlobalEncoder
+    detail_encoder: DetailEncoder
+    transformer: Transformer
+    decoder: PlaneDecoder
+    field: PlaneField
+    upsampler: Upsampler
+
     def __init__(self, config: PortraitConfig, head: HeadModel) -> None:
         super().__init__()
         self.config, self.head_model = config, head.model_id
         self.metadata: dict[str, str] = {}
-        self.global_encoder, self.detail_encoder = GlobalEncoder(config), DetailEncoder(config)
-        self.transformer, self.decoder = Transformer(config), PlaneDecoder(config)
-        self.field, self.upsampler = PlaneField(config), Upsampler(config)
+        for name, part in _parts(config).items():
+            self.add_module(name, part)
         self.rig = Rig(head)
         self.to(head.device)
 
@@ -196,10 +202,24 @@ class Portrait(nn.Module):
     def load(path: str | Path, device: torch.device | str = "cpu", head: HeadModel | None = None) -> Portrait:
         """Read a "portrait/1" file. `head` is needed for FLAME only; the file's metadata are in `.metadata`."""
         tensors, config, head, metadata = read_portrait(path, head)
+        with torch.device("meta"):  # no memory is taken before the file is known to fit
+            check_shapes(path, nn.ModuleDict(_parts(config)), tensors)
         network = Portrait.create(config, head)
         fill_portrait(path, network, tensors)
         network.metadata = metadata
         return network.to(device)
+
+
+def _parts(config: PortraitConfig) -> dict[str, nn.Module]:
+    """What has weights, by name."""
+    return {
+        "global_encoder": GlobalEncoder(config),
+        "detail_encoder": DetailEncoder(config),
+        "transformer": Transformer(config),
+        "decoder": PlaneDecoder(config),
+        "field": PlaneField(config),
+        "upsampler": Upsampler(config),
+    }
 
 
 def _is_motion(name: str) -> bool:

@@ -20,7 +20,7 @@ from avtool.rotations import axis_angle_to_matrix
 GRID = (32, 36, 28)  # voxels along x, y, z: 14 mm, half the width over which skin weights change
 _SMOOTHING = 2  # passes of a 3 x 3 x 3 mean: nearest vertices change by jumps, a field to be inverted must not
 _ITERATIONS = 2
-# A field twice as fine as the planes' texels needs no more than the nearest vertices' mean.
+# Vertices a voxel takes its weights from: one alone would make steps between the vertices, 10 mm apart.
 _NEIGHBORS = 4
 _FAR = 0.1  # meters: distances to the mean head are cut here
 

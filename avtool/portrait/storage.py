@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from avtool.artifacts.tensors import load_tensors, save_tensors
+from avtool.artifacts.tensors import load_tensors, require, save_tensors
 from avtool.errors import FormatError
 from avtool.head import HeadModel
 from avtool.portrait.config import PortraitConfig
@@ -42,7 +41,11 @@ def read_portrait(
     return tensors, config, resolve_head(path, metadata.get("head_model", ""), head, "cpu"), metadata
 
 
+def check_shapes(path: str | Path, parts: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """FormatError names the first weight of `parts` (which may be on the meta device) that is missing or misshapen."""
+    require(path, tensors, {f"{_PREFIX}.{name}": tuple(value.shape) for name, value in parts.state_dict().items()})
+
+
 def fill_portrait(path: str | Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Weights into the network; FormatError names the first tensor that does not fit."""
-    with torch.no_grad():
-        load_module(path, _PREFIX, network, tensors)
+    """Weights into the network."""
+    load_module(path, _PREFIX, network, tensors)

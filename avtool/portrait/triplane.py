@@ -75,8 +75,10 @@ class PlaneDecoder(nn.Module):
         self.merge = convolution(width + config.detail_channels, width)
         self.block = ReducedAttention(width, config.detail_size // config.token_size)
         steps = doublings(config.plane_size, config.detail_size, "plane_size / detail_size")
-        self.refine = nn.Sequential(*[Upsample(width, width) for _ in range(steps)])
-        self.planes = nn.Conv2d(width, 3 * config.plane_channels, 3, padding=1)
+        narrow = max(width // 2, 2 * config.plane_channels) if steps else width
+        widths = [width, *[narrow] * steps]
+        self.refine = nn.Sequential(*[Upsample(a, b) for a, b in zip(widths, widths[1:])])
+        self.planes = nn.Conv2d(narrow, 3 * config.plane_channels, 3, padding=1)
 
     def forward(self, tokens: Tensor, detail: Tensor) -> Tensor:
         """Tokens (B, N, D), detail (B, E, Q, Q) -> planes (B, 3, C, P, P)."""
@@ -94,8 +96,8 @@ class PlaneField(nn.Module):
         super().__init__()
         self.concatenate = config.concatenate_planes
         inputs = config.plane_channels * (3 if self.concatenate else 1)
-        self.hidden = nn.Conv1d(inputs, config.hidden, 1)
-        self.out = nn.Conv1d(config.hidden, 1 + config.feature_channels, 1)
+        self.hidden = nn.Linear(inputs, config.hidden)
+        self.out = nn.Linear(config.hidden, 1 + config.feature_channels)
         # The volume starts as thin, gray fog (or as the mean head), whatever the planes hold.
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
@@ -104,7 +106,12 @@ class PlaneField(nn.Module):
         """Planes (B, 3, C, P, P), box coordinates (B, N, 3) -> density logit (B, N), features (B, F, N), rgb first."""
         found = sample_planes(planes, points)
         found = found.flatten(1, 2) if self.concatenate else found.mean(1)
-        out = self.out(activate(self.hidden(found)))
+        out = _by_columns(self.out, activate(_by_columns(self.hidden, found)))
         # As EG3D: a little beyond [0, 1], so that black and white are within reach.
         rgb = torch.sigmoid(out[:, 1:4]) * 1.002 - 0.001
         return out[:, 0], torch.cat((rgb, out[:, 4:]), dim=1)
+
+
+def _by_columns(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer on x (B, C, N): points stay in columns, as grid_sample leaves them, and nothing is transposed."""
+    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
