@@ -32,6 +32,9 @@ CALLS = {
         "train-prior", "people", "-o", "out.safetensors", "--preset", "tiny", "--refiner", "tiny", "--uv-size", "64",
         "--image-size", "32", "--steps", "2", "--batch-size", "4", "--views-per-identity", "2",
     ],
+    "train-portrait": [
+        "train-portrait", "moments", "-o", "out.safetensors", "--preset", "tiny", "--size", "32", "--steps", "2", "--batch-size", "2",
+    ],
     "invert": ["invert", "track.json", "--prior", "prior.safetensors", "-o", "out.safetensors"],
     "finetune": ["finetune", "inverted.safetensors", "track.json", "-o", "out.safetensors"],
     "reenact": ["reenact", "avatar.safetensors", "driver.json", "-o", "out.mp4", "--size", "64"],
@@ -55,6 +58,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory, astronaut: Path) -> Path:
     track.save(directory / "driver.json")
     Prior.create(avatar.head, 3, preset="tiny", uv_size=64, refiner="tiny").save(directory / "prior.safetensors")
     toy_people.make_people(directory / "people", avatar.head, count=2, views=2, size=48)
+    toy_people.make_people(directory / "moments", avatar.head, count=2, views=4, size=32, moments=2)
     return directory
 
 

@@ -73,7 +73,7 @@ def test_the_head_is_small_enough(repository: Path) -> None:
 
 
 def test_the_rooms_of_the_readme_exist(readme: str, repository: Path) -> None:
-    for room in ("head", "gaussians", "render", "artifacts", "capture", "tracking", "prior", "synth", "commands"):
+    for room in ("head", "gaussians", "render", "artifacts", "capture", "tracking", "prior", "portrait", "synth", "commands"):
         assert f"`{room}/`" in readme or f"`avtool/{room}/`" in readme
         assert (repository / "avtool" / room / "__init__.py").is_file()
 
@@ -81,6 +81,6 @@ def test_the_rooms_of_the_readme_exist(readme: str, repository: Path) -> None:
 def test_every_schema_is_in_the_manual(repository: Path) -> None:
     manual = (repository / "man" / "avtool-formats.7").read_text(encoding="utf-8")
     source = "\n".join(p.read_text(encoding="utf-8") for p in (repository / "avtool").rglob("*.py"))
-    schemas = set(re.findall(r'"((?:track|points|prior|avatar|checkpoint|metrics)/\d)"', source)) | {"track/1", "track-frames/1"}
+    schemas = set(re.findall(r'"((?:track|points|prior|avatar|portrait|checkpoint|metrics)/\d)"', source)) | {"track/1", "track-frames/1"}
     for schema in schemas:
         assert schema.replace("-", "\\-") in manual or schema in manual, schema

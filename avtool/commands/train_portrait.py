@@ -1,0 +1,168 @@
+"""avtool train-portrait: learn the network that makes a head of one photo."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console, options
+
+if TYPE_CHECKING:
+    from ..portrait.settings import PortraitTraining
+
+
+class StageName(str, Enum):
+    """What is learned."""
+
+    static = "static"
+    motion = "motion"
+
+
+class PerceptualName(str, Enum):
+    """The perceptual distance."""
+
+    ssim = "ssim"
+    lpips = "lpips"
+    st_lpips = "st-lpips"
+
+
+class LightName(str, Enum):
+    """Whose pictures count."""
+
+    any = "any"
+    even = "even"
+
+
+def train_portrait_command(
+    dataset: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DATASET...",
+            help="Directories of people, each with a track.json and its pictures; DATASET=WEIGHT draws a person of it that"
+            " often, where 1 is usual.",
+        ),
+    ] = None,
+    output: options.OutputOption = Path("portrait.safetensors"),
+    stage: Annotated[
+        StageName | None,
+        typer.Option(help="static: a moment from another side, cross-attention off; motion: a driver's moment, from --init."),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="PORTRAIT", help="The portrait to start from; stage motion needs a static one.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML, see --print-config.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Write the settings as YAML to standard output and stop.")
+    ] = False,
+    preset: Annotated[str | None, typer.Option(help="Sizes of the network: tiny, small or paper.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="Side of all pictures in pixels; the preset's when left out.")] = None,
+    motion: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The frozen motion embedding: tracker, or torchscript:FILE (a program: trust it).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimization steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Moments a step, of all processes together.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Learning rate of Adam.")] = None,
+    perceptual: Annotated[
+        PerceptualName | None, typer.Option(help="The perceptual distance: SSIM, LPIPS, or the ST-LPIPS of stlpips-pytorch.")
+    ] = None,
+    identity: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of the identity loss (needs --recognizer).")
+    ] = None,
+    recognizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TorchScript face recognizer of the identity loss (a program: trust it).")
+    ] = None,
+    adversarial: Annotated[float | None, typer.Option(min=0.0, help="Weight of the discriminator's loss.")] = None,
+    light: Annotated[
+        LightName | None, typer.Option(help="even: leave out people whose track says that their light is uneven.")
+    ] = None,
+    max_identities: Annotated[int | None, typer.Option(min=1, help="Use only the first people.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1.0, metavar="SECONDS", help="Finish within this time, and save.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Go on from a checkpoint, bit for bit.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where checkpoints go; OUTPUT.checkpoint when left out.")
+    ] = None,
+    previews: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where previews go; OUTPUT.previews when left out.")
+    ] = None,
+    head_model: options.HeadModelOption = "anny",
+    head_model_path: options.HeadModelPathOption = None,
+    force: options.ForceOption = False,
+    seed: options.SeedOption = 0,
+    device: options.DeviceOption = "auto",
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Learn a one-shot portrait from many tracked people.
+
+    Stage static learns to show one picture's moment from another camera, and needs people whose moments are seen from several sides
+    (avtool synth-data --expressions). Stage motion starts from its result and learns to drive it. Checkpoints are written as training
+    goes; --resume goes on from one. Options override the file of --config. Under torchrun the processes share every batch.
+
+    Example: avtool train-portrait heads/ --stage static -o static.safetensors
+    """
+    from ..artifacts.files import refuse_existing
+    from ..errors import AvtoolError
+    from ..portrait.settings import check_settings, load_settings
+
+    overrides = {
+        "stage": stage and stage.value, "preset": preset, "size": size, "motion": motion, "steps": steps, "batch_size": batch_size,
+        "learning_rate": learning_rate, "perceptual": perceptual and perceptual.value, "light": light and light.value,
+        "recognizer": recognizer and str(recognizer), "max_identities": max_identities,
+    }  # fmt: skip
+    settings = check_settings(_override(load_settings(config), overrides, identity, adversarial), "options")
+    if print_config:
+        sys.stdout.write(settings.to_yaml())
+        return
+    if not dataset:
+        raise typer.BadParameter("name at least one data set directory", param_hint="DATASET")
+    refuse_existing(output, force)
+    checkpoint = checkpoint or output.with_suffix(".checkpoint.safetensors")
+    if resume is None:
+        refuse_existing(checkpoint, force)
+    elif not resume.is_file():
+        raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
+
+    from ..portrait.train import PortraitOptions, train_portrait
+    from ..prior.distributed import World
+
+    chosen = PortraitOptions(
+        device=str(options.resolve_device(device)), seed=seed, time_limit=time_limit, checkpoint=checkpoint,
+        previews=previews or output.with_suffix(".previews"), resume=resume, init=init,
+    )  # fmt: skip
+    head = options.load_head(head_model, head_model_path)
+    main_process = World.from_environment().is_main
+    quiet = quiet or not main_process
+    talk = console.get_console(quiet)
+    last: dict[str, float] = {}
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        last.update(figures)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        talk.print(f"step {step}: {text}", markup=False)
+
+    with console.progress("training", quiet) as step:
+        portrait = train_portrait(dataset, head, settings, chosen, step, log)
+    if not main_process:
+        return
+    portrait.save(output, portrait.metadata)
+    console.report({"output": output, **last}, as_json, quiet)
+
+
+def _override(
+    settings: PortraitTraining, overrides: dict[str, object], identity: float | None, adversarial: float | None
+) -> PortraitTraining:
+    """Settings with the options that were given on top."""
+    from dataclasses import replace
+
+    given = {"identity": identity, "adversarial": adversarial}
+    weights = replace(settings.weights, **{key: value for key, value in given.items() if value is not None})
+    return replace(settings, weights=weights, **{key: value for key, value in overrides.items() if value is not None})
