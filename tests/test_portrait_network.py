@@ -16,7 +16,7 @@ from avtool.errors import FormatError
 from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.portrait import PRESETS, Portrait, PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
-from avtool.portrait.rig import Rig
+from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, sample_planes
 from avtool.portrait.vit import Transformer
 from avtool.portrait.volume import Rays, Rendered, pixel_rays, render_rays
@@ -351,6 +351,14 @@ def test_a_model_without_a_head_joint_turns_at_the_neck(head: HeadModel) -> None
     rig = Rig(flat)
     errors = (rig.to_rest(flat(params).vertices, rig.transforms(params)) - flat.template).norm(dim=-1)
     assert float(errors.mean()) < 0.001
+
+
+def test_rays_reach_all_of_a_turned_head(head: HeadModel) -> None:
+    angles = torch.tensor([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0], [-0.5, 0.0, 0.3], [0.0, 0.9, 0.0]])
+    params = replace(HeadParams.zeros(head, (4,)), neck=0.5 * angles, head=0.5 * angles)
+    center, half = posed_box(Rig(head).transforms(params))
+    assert bool(((head(params).vertices - center).abs() <= half).all())
+    torch.testing.assert_close(half[0, 0], torch.tensor(BOX_HALF), rtol=0, atol=1e-6)
 
 
 def test_an_untrained_portrait_is_the_mean_head_and_turns_with_it(network: Portrait, head: HeadModel) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
-from avtool.portrait.rig import Rig
+from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
-from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, PlaneField, to_box
+from avtool.portrait.triplane import PlaneDecoder, PlaneField, to_box
 from avtool.portrait.upsampler import Upsampler
 from avtool.portrait.vit import Transformer
 from avtool.portrait.volume import Rendered, pixel_rays, render_rays
@@ -30,8 +30,6 @@ DENSITY_UNIT = 100.0
 FOG_LOGIT = -4.0
 # The mean head's logit falls from +4 to -4 over this many meters on either side of its surface.
 _SURFACE = 0.02
-# Turned heads leave the box of the rest pose by up to this much, meters.
-_POSE_MARGIN = 0.04
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,6 @@ class Encoded:
 
     tokens: Tensor
     detail: Tensor
-
-    def expand(self, count: int) -> Encoded:
-        """One source for `count` drivers."""
-        return Encoded(self.tokens.expand(count, -1, -1), self.detail.expand(count, -1, -1, -1))
 
     def __getitem__(self, idx: slice | Sequence[int] | Tensor) -> Encoded:
         return Encoded(self.tokens[idx], self.detail[idx])
@@ -103,13 +97,11 @@ class Portrait(nn.Module):
     def planes(self, encoded: Encoded, source_motion: Tensor | None, driver_motion: Tensor | None) -> Tensor:
         """Tri-planes (B, 3, C, P, P) in canonical space. Motions are (B, M); None turns their cross-attention off, and
         without both this is the static network Psi_3d. One source goes with any number of drivers."""
-        motions = [m for m in (source_motion, driver_motion) if m is not None]
-        for motion in motions:
-            if motion.shape[1:] != (self.config.motion_size,):
+        for motion in (source_motion, driver_motion):
+            if motion is not None and motion.shape[1:] != (self.config.motion_size,):
                 raise ValueError(f"motion must be (B, {self.config.motion_size}), found {tuple(motion.shape)}")
-        count = max([len(encoded.tokens), *map(len, motions)])
-        encoded = encoded if len(encoded.tokens) == count else encoded.expand(count)
-        return self.decoder(self.transformer(encoded.tokens, source_motion, driver_motion), encoded.detail)
+        tokens = self.transformer(encoded.tokens, source_motion, driver_motion)
+        return self.decoder(tokens, encoded.detail.expand(len(tokens), -1, -1, -1))
 
     def render(
         self,
@@ -150,10 +142,8 @@ class Portrait(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Rendered:
         """The volume alone, as low * low rays of pixels of a size x size picture; the first three features are rgb."""
-        center, half = planes.new_tensor(BOX_CENTER), planes.new_tensor(BOX_HALF) + _POSE_MARGIN
-        rays = pixel_rays(viewmats, Ks, size, low, center, half)
-        transforms = self.rig.transforms(params)
-        transforms = transforms.expand(len(planes), 3, 3, 4)
+        transforms = self.rig.transforms(params).expand(len(planes), 3, 3, 4)
+        rays = pixel_rays(viewmats, Ks, size, low, *posed_box(transforms))
 
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
             return self.density(planes, self.rig.to_rest(points, transforms))

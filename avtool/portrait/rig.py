@@ -22,6 +22,8 @@ _SMOOTHING = 2  # passes of a 3 x 3 x 3 mean: nearest vertices change by jumps, 
 _ITERATIONS = 2
 # Vertices a voxel takes its weights from: one alone would make steps between the vertices, 10 mm apart.
 _NEIGHBORS = 4
+# What turns with the head, lower and upper corner in meters at rest: the head from the neck up, with its hair.
+_HEAD_BOX = ((-0.16, -0.08, -0.18), (0.16, 0.22, 0.18))
 _FAR = 0.1  # meters: distances to the mean head are cut here
 
 
@@ -81,6 +83,16 @@ class Rig(nn.Module):
     def distances(self, rest: Tensor) -> Tensor:
         """Signed meters (B, N) of rest points (B, N, 3) from the mean head's surface, cut at 0.1."""
         return _sample(self.distance, rest)[..., 0]
+
+
+def posed_box(transforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Center and half size (B, 1, 3) of a world-space box about the posed head and the bust that stays."""
+    corners = torch.cartesian_prod(*transforms.new_tensor(_HEAD_BOX).unbind(-1))
+    moved = corners @ transforms[:, 2, :, :3].mT + transforms[:, 2, :, 3][:, None]
+    center, half = transforms.new_tensor(BOX_CENTER), transforms.new_tensor(BOX_HALF)
+    low = torch.minimum(center - half, moved.amin(1, keepdim=True))
+    high = torch.maximum(center + half, moved.amax(1, keepdim=True))
+    return (low + high) / 2, (high - low) / 2
 
 
 def _broadcast(*pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -87,10 +87,16 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor, source_motion: Tensor | None, driver_motion: Tensor | None) -> Tensor:
-        """Tokens (B, N, D), motions (B, M) or None -> tokens (B, N, D)."""
+        """Tokens (B, N, D), motions (B, M) or None -> tokens (B, N, D).
+
+        A batch of one goes with any number of motions: what they share is computed once.
+        """
         x = x + self.position
         for blocks, embedding in ((self.neutralizing, source_motion), (self.reenacting, driver_motion)):
             motion = None if embedding is None else self.motion(embedding)
+            if motion is not None and len(x) != len(motion):
+                count = max(len(x), len(motion))
+                x, motion = x.expand(count, -1, -1), motion.expand(count, -1, -1)
             for block in blocks:
                 x = block(x, motion)
         return self.norm(x)

@@ -50,7 +50,7 @@ def pixel_rays(viewmats: Tensor, Ks: Tensor, size: int, low: int, center: Tensor
 
     Args:
         viewmats: (B, 4, 4). Ks: (B, 3, 3) in pixels of the full picture, size x size.
-        center, half: (3,) of the box in world space, meters.
+        center, half: (3,) or (B, 1, 3) of the box in world space, meters.
     """
     pixel = (torch.arange(low, device=Ks.device, dtype=Ks.dtype) + 0.5) * (size / low)
     v, u = torch.meshgrid(pixel, pixel, indexing="ij")
