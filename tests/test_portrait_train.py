@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +117,7 @@ def test_draws_are_reproducible_and_go_on(mixed: PortraitSet) -> None:
 def test_cross_view_triples_follow_the_probabilities(mixed: PortraitSet) -> None:
     sampler, pseudo = MotionSampler(mixed, 4, 0, 60.0, real_target=0.8, real_driver=0.1), mixed.data.pseudo
     place = {int(i): k for k, moment in enumerate(mixed.moments) for i in moment}
-    drawn = [sampler.batch() for _ in range(200)]
+    drawn = [sampler.batch() for _ in range(120)]
     source, driver, target = (torch.cat([getattr(batch, name) for batch in drawn]) for name in ("source", "driver", "target"))
     assert not pseudo[source].any(), "the source is a real picture"
     assert [place[i] for i in driver.tolist()] == [place[i] for i in target.tolist()]
@@ -165,6 +168,33 @@ def test_the_embedding_keeps_expressions_and_drops_pose_and_identity(head: HeadM
 def test_an_embedding_is_never_trained(head: HeadModel) -> None:
     moving = replace(HeadParams.zeros(head, (2,)), expression=torch.rand(2, head.num_expression, requires_grad=True))
     assert not load_motion("tracker", head).embed(moving).requires_grad
+
+
+def test_a_trainable_embedding_would_leak(data: PortraitSet, head: HeadModel) -> None:
+    """Why it is frozen: the driver shows the target, so an embedding of the driver that learns along carries the target itself.
+
+    A decoder without any source: it can know the moment, and who it is only from the embedding.
+    """
+    torch.manual_seed(0)
+    index = torch.arange(12)
+    pictures = data.sources(index).reshape(12, 8, 4, 8, 4, 3).mean((2, 4)).flatten(1)
+    known = load_motion("tracker", head).embed(data.params(index))
+    learned = torch.nn.Linear(pictures.shape[1], known.shape[1])
+
+    def error(embed, moved: list[Tensor]) -> float:
+        decoder = torch.nn.Linear(known.shape[1], pictures.shape[1])
+        optimizer = torch.optim.Adam([*decoder.parameters(), *moved], 1e-2)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss = (decoder(embed()) - pictures).square().mean()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    frozen, leaking = error(lambda: known, []), error(lambda: learned(pictures), list(learned.parameters()))
+    people = torch.stack([pictures[:6].mean(0), pictures[6:].mean(0)])
+    assert leaking < 0.1 * frozen
+    assert frozen > 0.8 * (people[0] - people[1]).square().mean().item() / 4, "it cannot tell the people apart"
 
 
 class Means(torch.nn.Module):
@@ -406,6 +436,24 @@ def test_a_perceptual_network_and_its_absence(people: Path, head: HeadModel, tmp
     assert log[0]["perceptual"] > 0
 
 
+def test_two_processes_share_a_batch(people: Path, tmp_path: Path) -> None:
+    """Under torchrun: one speaks and writes, and a single process goes on from the checkpoint."""
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this build of torch has no gloo")
+    (tmp_path / "often.yaml").write_text("log_every: 1\nweights: {perceptual: 0}\n")  # its kernels take seconds to compile
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avtool", "train-portrait"]
+    options = [people, "-o", "two.safetensors", "--preset", "tiny", "--size", SIZE, "--batch-size", 4, "--config", "often.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    words = [str(word) for word in (*command, *options, "--steps", 2)]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 1: loss") == done.stderr.count("step 2: loss") == 1
+    saved = Checkpoint.load(tmp_path / "two.checkpoint.safetensors")
+    settings = replace(TINY, steps=3)
+    one = train_portrait([people], load_head_model(), settings, PortraitOptions(resume=tmp_path / "two.checkpoint.safetensors"))
+    assert saved.step == 2 and not torch.equal(one.static_parameters()[0], saved.tensors["average.0"])
+
+
 # Settings and the command.
 
 
@@ -435,7 +483,7 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, words: tuple[str, ...
 def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
     config = replace(TINY, learning_rate=1e-5, weights=PortraitWeights(adversarial=0.1))
     (tmp_path / "some.yaml").write_text(config.to_yaml())
-    assert load_settings(tmp_path / "some.yaml") == config and check_settings(PortraitTraining()).side == PRESETS["small"].size
+    assert load_settings(tmp_path / "some.yaml") == config and check_settings(PortraitTraining()).network(9) == replace(PRESETS["small"], motion_size=9)
 
 
 def run(capfd: pytest.CaptureFixture, *args: object) -> tuple[int, str, str]:
@@ -460,6 +508,10 @@ def test_the_command_trains_both_stages(people: Path, clips: Path, tmp_path: Pat
     assert code == 0, err
     loaded = Portrait.load(portrait)
     assert (loaded.metadata["stage"], loaded.config.size) == ("motion", SIZE)
+    code, _, err = run(
+        capfd, "train-portrait", clips, "--resume", tmp_path / "portrait.checkpoint.safetensors", "-o", portrait, "--force", "--steps", 2
+    )
+    assert code == 0 and "step 2: loss" in err, err  # the stage is the checkpoint's
     code, out, _ = run(capfd, "train-portrait", "--stage", "motion", "--adversarial", "0.1", *tiny, "--print-config")
     (tmp_path / "printed.yaml").write_text(out)
     printed = load_settings(tmp_path / "printed.yaml")
@@ -485,6 +537,7 @@ def test_the_command_refuses_damaged_input_with_one_line(people: Path, trained: 
         ((people, "--stage", "motion", "--init", tmp_path / "absent"), "absent"),
         ((people, "--resume", trained[2] / "static.safetensors"), "checkpoint/1"),
         ((people, "--motion", "pdfgc"), "pdfgc"),
+        ((people, "--stage", "motion", "--init", trained[2] / "static.safetensors", "--resume", checkpoint), "--init starts one"),
     ):
         code, out, err = run(capfd, "train-portrait", *args, *tiny)
         line = [line for line in err.splitlines() if line.strip()][-1]

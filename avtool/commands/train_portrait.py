@@ -109,6 +109,8 @@ def train_portrait_command(
 
     Example: avtool train-portrait heads/ --stage static -o static.safetensors
     """
+    from dataclasses import replace
+
     from ..artifacts.files import refuse_existing
     from ..errors import AvtoolError
     from ..portrait.settings import check_settings, load_settings
@@ -131,9 +133,11 @@ def train_portrait_command(
     elif not resume.is_file():
         raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
 
-    from ..portrait.train import PortraitOptions, train_portrait
+    from ..portrait.train import PortraitOptions, resumed_stage, train_portrait
     from ..prior.distributed import World
 
+    if resume is not None and stage is None:
+        settings = replace(settings, stage=resumed_stage(resume))
     chosen = PortraitOptions(
         device=str(options.resolve_device(device)), seed=seed, time_limit=time_limit, checkpoint=checkpoint,
         previews=previews or output.with_suffix(".previews"), resume=resume, init=init,

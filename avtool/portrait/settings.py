@@ -21,8 +21,8 @@ class PortraitTraining:
     """How a portrait is trained. The paper's figures in brackets."""
 
     stage: str = "static"  # static: one moment, another view; motion: cross-view self-reenactment
-    preset: str = "small"  # sizes of the network: tiny, small, paper
-    size: int | None = None  # pixels a side; the preset's when left out [512]
+    preset: str = "small"  # sizes of a new network: tiny, small, paper
+    size: int | None = None  # pixels a side; the preset's, or that of the portrait to start from, when left out [512]
     motion: str = "tracker"  # the frozen embedding: a registered name, or torchscript:FILE
     steps: int = 20000
     batch_size: int = 8  # moments a step, of all processes together [32]
@@ -60,11 +60,6 @@ class PortraitTraining:
         """Sizes of the network for an embedding of a length."""
         preset = PRESETS[self.preset]
         return replace(preset, motion_size=motion_size, size=self.size or preset.size)
-
-    @property
-    def side(self) -> int:
-        """Pixels a side of all pictures."""
-        return self.size or PRESETS[self.preset].size
 
 
 def settings_from_dict(data: object, file: str) -> PortraitTraining:

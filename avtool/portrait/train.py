@@ -23,7 +23,7 @@ from avtool.prior.loop import Log, Progress, run_training
 from avtool.prior.storage import check_head_model
 from avtool.prior.train import DEVICE_CACHE_BYTES
 
-__all__ = ["PortraitOptions", "resumed", "train_portrait", "training_metadata"]
+__all__ = ["PortraitOptions", "resumed_stage", "train_portrait", "training_metadata"]
 
 
 def train_portrait(
@@ -53,9 +53,9 @@ def train_portrait(
         torch.set_float32_matmul_precision("high")  # TF32, as in prior training
     head = head.to(options.device)
     encoder = load_motion(config.motion, head)
-    config, portrait = _network(config, options, saved, encoder, head)
+    portrait = _network(config, options, saved, encoder, head)
     with world.joined(options.device):
-        data = _loaded(dataset_dirs, head, config, progress).to(options.device)
+        data = _loaded(dataset_dirs, head, config, portrait.config.size, progress).to(options.device)
         trainer = PortraitTrainer(portrait, encoder, head, data, config, options, world)
         if saved is not None:
             trainer.restore(saved, Path(options.resume))
@@ -67,6 +67,11 @@ def train_portrait(
     trainer.average.put()
     portrait.metadata = training_metadata(config, options, dataset_dirs, encoder)
     return portrait.eval()
+
+
+def resumed_stage(path: Path) -> str:
+    """Which stage a checkpoint is of."""
+    return saved_settings(Checkpoint.load(path), path)[0].stage
 
 
 def resumed(
@@ -81,27 +86,28 @@ def resumed(
     saved = Checkpoint.load(options.resume)
     settings, _ = saved_settings(saved, options.resume)
     if config is not None and config.stage != settings.stage:
-        raise FormatError(options.resume, "stage", config.stage, settings.stage)
+        hint = "--resume goes on with a stage; --init starts one from a portrait"
+        raise FormatError(options.resume, "stage", config.stage, settings.stage, hint)
     settings = settings if config is None else replace(settings, steps=config.steps)
     return settings, replace(options, seed=saved.seed, init=None), saved
 
 
 def _network(
     config: PortraitTraining, options: PortraitOptions, saved: Checkpoint | None, encoder: MotionEncoder, head: HeadModel
-) -> tuple[PortraitTraining, Portrait]:
-    """The network to train, and the settings with its size: of the checkpoint, of the portrait to start from, or new."""
+) -> Portrait:
+    """The network to train: of the checkpoint's sizes, the portrait to start from, or one of the preset."""
     if saved is not None:
         sizes = saved_settings(saved, Path(options.resume))[1]
         check_head_model(options.resume, saved.head_model, head.model_id)
         if sizes.motion_size != encoder.size:
             raise FormatError(options.resume, "motion_size", f"{encoder.size}, that of {config.motion}", sizes.motion_size)
-        return replace(config, size=sizes.size), Portrait.create(sizes, head, options.seed)
+        return Portrait.create(sizes, head, options.seed)
     if options.init is None:
-        return replace(config, size=config.side), Portrait.create(config.network(encoder.size), head, options.seed)
+        return Portrait.create(config.network(encoder.size), head, options.seed)
     start = Portrait.load(options.init, head.device, head)
     if config.size not in (None, start.config.size):
         raise FormatError(options.init, "size", f"{config.size} as --size says", start.config.size)
-    return replace(config, size=start.config.size), started_from(start, encoder, head, options.seed)
+    return started_from(start, encoder, head, options.seed)
 
 
 def started_from(start: Portrait, encoder: MotionEncoder, head: HeadModel, seed: int) -> Portrait:
@@ -115,9 +121,11 @@ def started_from(start: Portrait, encoder: MotionEncoder, head: HeadModel, seed:
     return fresh
 
 
-def _loaded(dataset_dirs: Sequence[str | Path], head: HeadModel, config: PortraitTraining, progress: Progress | None) -> PortraitSet:
+def _loaded(
+    dataset_dirs: Sequence[str | Path], head: HeadModel, config: PortraitTraining, size: int, progress: Progress | None
+) -> PortraitSet:
     """The data sets on the CPU; AvtoolError when they are too large to be kept in memory."""
-    found = load_portrait_set(dataset_dirs, head.to("cpu"), config.side, config.max_identities, progress, config.light)
+    found = load_portrait_set(dataset_dirs, head.to("cpu"), size, config.max_identities, progress, config.light)
     if found.data.images.nbytes > DEVICE_CACHE_BYTES:
         raise AvtoolError(
             f"the data set takes {found.data.images.nbytes / 2**30:.0f} GB in memory", "lower max_identities or size"
