@@ -78,7 +78,7 @@ class PlaneDecoder(nn.Module):
         narrow = max(width // 2, 2 * config.plane_channels) if steps else width
         widths = [width, *[narrow] * steps]
         self.refine = nn.Sequential(*[Upsample(a, b) for a, b in zip(widths, widths[1:])])
-        self.planes = nn.Conv2d(narrow, 3 * config.plane_channels, 3, padding=1)
+        self.planes = convolution(narrow, 3 * config.plane_channels)
 
     def forward(self, tokens: Tensor, detail: Tensor) -> Tensor:
         """Tokens (B, N, D), detail (B, E, Q, Q) -> planes (B, 3, C, P, P)."""
@@ -98,8 +98,10 @@ class PlaneField(nn.Module):
         inputs = config.plane_channels * (3 if self.concatenate else 1)
         self.hidden = nn.Linear(inputs, config.hidden)
         self.out = nn.Linear(config.hidden, 1 + config.feature_channels)
-        # The volume starts as thin, gray fog (or as the mean head), whatever the planes hold.
-        nn.init.normal_(self.out.weight, std=0.02)
+        # Density starts as thin fog (or as the mean head), whatever the planes hold. Colors may vary at once: weights as
+        # small as density's would let next to no gradient through to the planes, and the source would be found late.
+        nn.init.normal_(self.out.weight, std=config.hidden**-0.5)
+        nn.init.normal_(self.out.weight[:1], std=0.02)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
