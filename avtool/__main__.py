@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while working, 2 wrong usage, 130 interrupted, 143 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
@@ -93,10 +94,40 @@ def _terminate(signum: int, frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
+def _interrupt(signum: int, frame: object) -> None:
+    """Ctrl-C, and again every second until it has come through: a C library's callback (numba's compiler has one) swallows
+    the exception that is raised in it. While the stack unwinds nothing is raised, so that cleaning up is not cut short."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+    if signum == signal.SIGINT or sys.exc_info()[0] is None:
+        raise KeyboardInterrupt
+
+
+def _report_unraisable(problem: sys.UnraisableHookArgs) -> None:
+    """What a callback swallows is shown, but for Ctrl-C, which comes again."""
+    if not isinstance(problem.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(problem)
+
+
+def _leave_interrupted() -> None:
+    """Say so and end with 130. Not by sys.exit(): Python would end by the signal where it came during an import's exec()."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _say("avtool: interrupted; what was saved is complete")
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits the process with its code."""
     prepare()  # before torch is imported
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _report_unraisable
     args = sys.argv[1:] if args is None else args
     verbose = "--verbose" in args or "-v" in args
     _start_logging(verbose)
@@ -104,11 +135,10 @@ def main(args: list[str] | None = None) -> None:
         build_app()(args, prog_name="avtool")
     except SystemExit as stop:
         if stop.code == 130:
-            _say("avtool: interrupted; what was saved is complete")
+            _leave_interrupted()
         raise
     except KeyboardInterrupt:
-        _say("avtool: interrupted; what was saved is complete")
-        sys.exit(130)
+        _leave_interrupted()
     except BrokenPipeError:
         # The reader of our standard output has gone: nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,14 +51,14 @@ def test_a_person_of_the_prior_is_found_again(prior: Prior, track: Track, scan: 
     inversion = Inversion(prior, load_photos(track, prior.head, SIZE), OPTIONS)
     everyone = torch.arange(len(track.frames))
     with torch.no_grad():
-        mean = inversion.error(prior.codebook.mix(inversion.logits), everyone)
-        own = inversion.error(prior.codebook.codes[KNOWN : KNOWN + 1], everyone)
+        mean = inversion.error(prior.codebook.mix(inversion.logits), everyone, inversion.photos)
+        own = inversion.error(prior.codebook.codes[KNOWN : KNOWN + 1], everyone, inversion.photos)
         if scan:
-            inversion.scan(None)
+            inversion.scan(inversion.photos, None)
             assert (inversion.logits.argmax(0) == KNOWN).all()
     inversion.run(None)
     with torch.no_grad():
-        found = inversion.error(prior.codebook.mix(inversion.logits), everyone)
+        found = inversion.error(prior.codebook.mix(inversion.logits), everyone, inversion.photos)
     weights = torch.softmax(inversion.logits, 0)
     assert torch.allclose(weights.sum(0), torch.ones(prior.num_parts))
     sizes = torch.tensor(prior.gapnet.part_sizes, dtype=torch.float32)
@@ -115,7 +115,7 @@ def test_a_photo_in_other_light_changes_the_light_and_not_the_person(prior: Prio
     frames = list(track.frames)
     frames[1] = replace(frames[1], image=str(tmp_path / "dim.png"))
     inversion = Inversion(prior, load_photos(replace(track, frames=frames), prior.head, SIZE), replace(OPTIONS, steps=15, light_rate=0.05, photos_per_step=4))
-    inversion.scan(None)
+    inversion.scan(inversion.photos, None)
     inversion.run(None)
     for value in (inversion.light.log_gains.mean(1), inversion.light.biases.mean(1)):
         assert value[1] < value[[0, 2, 3]].min() - 0.04, "both make it darker"
@@ -151,7 +151,7 @@ def test_nothing_is_asked_beyond_the_photo(prior: Prior, track: Track) -> None:
         mattes[:, :, first_column:] = 0.5
         inversion = Inversion(prior, replace(photos, targets=targets, mattes=mattes, outside=outside), options)
         logits = inversion.logits.requires_grad_()
-        error = inversion.error(prior.codebook.mix(logits), torch.arange(2))
+        error = inversion.error(prior.codebook.mix(logits), torch.arange(2), inversion.photos)
         return error.detach(), torch.autograd.grad(error, logits)[0]
 
     plain, same, other = gradient(SIZE), gradient(SIZE // 2), gradient(SIZE // 2 - 4)

@@ -33,6 +33,7 @@ class InvertOptions:
     learning_rate: float = 0.1  # of the logits w; the paper gives none
     light_rate: float = 5e-3
     scan: bool = True  # start from how well each known person fits, instead of from the mean
+    scan_size: int = 64  # and by plain splats: who is alike shows in small pictures, too
     flat_window: int = 50  # steps over which the loss must still fall ...
     flat_fraction: float = 0.005  # ... by this fraction, or the stage ends
     weights: LossWeights = LossWeights()
@@ -55,9 +56,10 @@ class Inversion:
             self.posed, self.unposed = meshes.posed, meshes.unposed
             self.neutral = meshes.neutral.reshape(-1, *meshes.neutral.shape[-2:])[:1]  # one person: one neutral face
 
-    def error(self, code: Tensor, index: Tensor) -> Tensor:
-        """Mean over the photos `index` (b,) of how far the person with a code (1, P, C2) is from them."""
-        prior, photos, weights = self.prior, self.photos, self.options.weights
+    def error(self, code: Tensor, index: Tensor, photos: PhotoSet, refine: bool = True) -> Tensor:
+        """Mean over `photos` at index (b,) of how far the person with a code (1, P, C2) is from them."""
+        prior, weights = self.prior, self.options.weights
+        refiner = prior.refiner if refine else None
         geometry = prior.gapnet.geometry(code)
         static = prior.gapnet.appearance_static(code, geometry.raw)
         faces, binding = prior.head.faces, prior.binding
@@ -66,11 +68,11 @@ class Inversion:
         gaussians = pose_gaussians(geometry, self.posed[index], faces, binding, channels)
         size = photos.size
         colors, alphas = render_channels(gaussians, photos.viewmats[index], photos.Ks[index], size, size)
-        refined, plain = lit_images(colors, alphas, prior.refiner, self.light, index)
+        refined, plain = lit_images(colors, alphas, refiner, self.light, index)
         target, outside = photos.targets[index], photos.outside[index]
         refined, plain = hide(outside, target, (refined, plain))
         loss = reconstruction(refined, target, weights)[0]
-        if prior.refiner is not None:
+        if refiner is not None:
             loss = loss + reconstruction(plain, target, weights)[0]
         return loss + weights.alpha * ((alphas - photos.mattes[index]).abs() * ~outside).mean()
 
@@ -83,13 +85,13 @@ class Inversion:
         return order.to(self.prior.device)
 
     @torch.no_grad()
-    def scan(self, progress: Progress | None) -> None:
-        """Start w from the error of each known person on the first photo: the better, the more of them."""
+    def scan(self, photos: PhotoSet, progress: Progress | None) -> None:
+        """Start w from the error of each known person on the first of `photos`: the better, the more of them."""
         count = self.prior.num_identities
         first = torch.zeros(1, dtype=torch.int64, device=self.prior.device)
         errors = torch.zeros(count, device=self.prior.device)
         for k in range(count):
-            errors[k] = self.error(self.prior.codebook.codes[k : k + 1], first)
+            errors[k] = self.error(self.prior.codebook.codes[k : k + 1], first, photos, refine=False)
             if progress is not None:
                 progress(k + 1, count, "comparing with known people")
         # A spread of one standard deviation is one unit of logit: a lean, not a decision.
@@ -104,7 +106,7 @@ class Inversion:
         params = {"w": self.logits, "light": self.light.parameters()}
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-            total = self.error(self.prior.codebook.mix(self.logits), self.draw())
+            total = self.error(self.prior.codebook.mix(self.logits), self.draw(), self.photos)
             return total, {}
 
         def on_step(step: int, value: float, parts: dict) -> bool:
@@ -140,7 +142,8 @@ def invert(
     photos = load_photos(track, prior.head, options.size, name)
     inversion = Inversion(prior, photos, options)
     if options.scan and prior.num_identities > 1:
-        inversion.scan(progress)
+        size = min(options.size, options.scan_size)
+        inversion.scan(load_photos(track, prior.head, size, name), progress)
     inversion.run(progress)
     with torch.no_grad():
         code = prior.codebook.mix(inversion.logits)

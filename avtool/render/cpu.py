@@ -80,64 +80,85 @@ def _tiles(width: int) -> int:
     return (width + 15) // 16
 
 
-def _forward_image(
-    frame: _Frame, arrays: tuple[np.ndarray, ...], size: tuple[int, int], background: np.ndarray,
-    image: np.ndarray, alphas: np.ndarray, threads: int,
-) -> None:  # fmt: skip
-    """Render one image into image (H, W, C) and alphas (H, W)."""
+def _project_image(
+    frame: _Frame, arrays: tuple[np.ndarray, ...], size: tuple[int, int], threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Project the Gaussians into the frame's table, records and keys; returns first_row and num_rows (N,) of each."""
     means, quats, scales, opacities, colors, viewmat, K = arrays
-    (width, height), num_points, num_channels = size, len(means), colors.shape[1]
-    padded, num_blocks = _padded(num_channels), _tiles(width) * _tiles(height) * 16
+    num_points, num_channels = colors.shape
+    padded = _padded(num_channels)
     table = frame.get("table", (num_points, cpu_project.NUM_COLUMNS))
     records = frame.get("records", ((num_points + 1) * cpu_project.RECORD_SIZE,))
     keys = frame.get("keys", (num_points,), np.uint32)
     first_row, num_rows = (_SCRATCH.get(name, (num_points,), np.int32) for name in ("first_row", "num_rows"))
-    as_they_are = num_channels == padded
-    padded_colors = frame.get("colors", (0 if as_they_are else (num_points + 1) * padded,))
+    padded_colors = frame.get("colors", (0 if num_channels == padded else (num_points + 1) * padded,))
     cpu_project.project(
-        threads, means, quats, scales, opacities, colors, viewmat, K, width, height, table, records, padded_colors,
-        padded, keys, first_row, num_rows,
+        threads, means, quats, scales, opacities, colors, viewmat, K, *size, table, records, padded_colors, padded, keys,
+        first_row, num_rows,
     )  # fmt: skip
+    # The null record that pads odd lists.
     records[-cpu_project.RECORD_SIZE :] = 0
     records[-cpu_project.RECORD_SIZE + cpu_project.RECORD_PEAK] = cpu_project.NEVER
     padded_colors[-padded:] = 0
+    frame.arrays = {"table": table, "records": records, "keys": keys, "colors": padded_colors}
+    return first_row, num_rows
 
+
+def _list_blocks(
+    frame: _Frame, first_row: np.ndarray, num_rows: np.ndarray, size: tuple[int, int], threads: int
+) -> None:
+    """Fill the frame's list of Gaussians of every block, front to back: offsets (blocks + 1,) into entries."""
+    width, height = size
+    num_points, tiles_x = len(num_rows), _tiles(width)
+    num_blocks = tiles_x * _tiles(height) * 16
     order = _SCRATCH.get("order", (num_points,), np.uint32)
     first_span = _SCRATCH.get("first_span", (num_points,), np.int64)
     first_listed, num_listed = (_SCRATCH.get(name, (threads,), np.int64) for name in ("first_listed", "num_listed"))
     pairs, spare = (_SCRATCH.get(name, (num_points,), np.uint64) for name in ("pairs", "spare"))
     num_visible, num_spans = cpu_bin.sort_by_depth(
-        threads, keys, num_rows, order, first_span, first_listed, pairs, spare
+        threads, frame.arrays["keys"], num_rows, order, first_span, first_listed, pairs, spare
     )
     spans = _SCRATCH.get("spans", (max(1, num_spans), 2), np.int16)
-    cpu_bin.find_spans(threads, first_row, num_rows, first_span, table, width, spans)
+    cpu_bin.find_spans(threads, first_row, num_rows, first_span, frame.arrays["table"], width, spans)
     counts = _SCRATCH.get("counts", (threads, num_blocks), np.int64)
     listed = _SCRATCH.get("listed", (max(1, num_spans), 4), np.int32)
     cpu_bin.count_pairs(
-        threads, num_visible, order, first_row, num_rows, first_span, spans, first_listed, _tiles(width), counts,
-        listed, num_listed,
+        threads, num_visible, order, first_row, num_rows, first_span, spans, first_listed, tiles_x, counts, listed,
+        num_listed,
     )  # fmt: skip
     offsets = frame.get("offsets", (num_blocks + 1,), np.int64)
-    total, longest = cpu_bin.scan_counts(threads, counts, offsets)
+    total, frame.longest = cpu_bin.scan_counts(threads, counts, offsets)
     entries = frame.get("entries", (total + _LIST_PADDING,), np.int32)
     entries[total:] = 0
-    cpu_bin.fill_lists(threads, first_listed, num_listed, listed, _tiles(width), counts, entries)
+    cpu_bin.fill_lists(threads, first_listed, num_listed, listed, tiles_x, counts, entries)
+    frame.arrays |= {"offsets": offsets, "entries": entries}
 
+
+def _flat_colors(frame: _Frame, colors: np.ndarray) -> np.ndarray:
+    """Colors (N, C) in rows of whole vectors, flat: as they are where they fit, else the frame's copy."""
+    return colors.reshape(-1) if colors.shape[1] == _padded(colors.shape[1]) else frame.arrays["colors"]
+
+
+def _forward_image(
+    frame: _Frame, arrays: tuple[np.ndarray, ...], size: tuple[int, int], background: np.ndarray,
+    image: np.ndarray, alphas: np.ndarray, threads: int,
+) -> None:  # fmt: skip
+    """Render one image into image (H, W, C) and alphas (H, W)."""
+    colors, (width, height) = arrays[4], size
+    num_channels = colors.shape[1]
+    padded = _padded(num_channels)
+    _list_blocks(frame, *_project_image(frame, arrays, size, threads), size, threads)
+    kept = frame.arrays
     first_block = _SCRATCH.get("first_block", (threads + 1,), np.int64)
-    cpu_bin.share_blocks(threads, np.diff(offsets), first_block)
-    walked = frame.get("walked", (num_blocks,), np.int64)
+    cpu_bin.share_blocks(threads, np.diff(kept["offsets"]), first_block)
+    kept["walked"] = frame.get("walked", (len(kept["offsets"]) - 1,), np.int64)
     scratches = _SCRATCH.get("forward", (threads, cpu_forward.scratch_floats(padded)))
     ids = _SCRATCH.get("forward_ids", (threads, cpu_forward.CHUNK + 8), np.int32)
-    flat_colors = colors.reshape(-1) if as_they_are else padded_colors
     cpu_forward.raster_forward(
-        threads, first_block, offsets, entries, records, flat_colors, num_channels, padded, width, height,
-        _tiles(width), background, image.reshape(-1), alphas.reshape(-1), walked, scratches, ids,
+        threads, first_block, kept["offsets"], kept["entries"], kept["records"], _flat_colors(frame, colors),
+        num_channels, padded, width, height, _tiles(width), background, image.reshape(-1), alphas.reshape(-1),
+        kept["walked"], scratches, ids,
     )  # fmt: skip
-    frame.longest = longest
-    frame.arrays = {
-        "table": table, "keys": keys, "records": records, "colors": padded_colors, "offsets": offsets,
-        "entries": entries, "walked": walked,
-    }  # fmt: skip
 
 
 def _backward_image(
@@ -155,9 +176,8 @@ def _backward_image(
     ids = _SCRATCH.get("backward_ids", (threads, frame.longest + 8), np.int32)
     num_points = len(means)
     buffers = _SCRATCH.get("buffers", (threads, num_points, padded + 8))
-    flat_colors = colors.reshape(-1) if num_channels == padded else kept["colors"]
     cpu_backward.raster_backward(
-        threads, first_block, kept["offsets"], kept["entries"], kept["records"], flat_colors, num_points,
+        threads, first_block, kept["offsets"], kept["entries"], kept["records"], _flat_colors(frame, colors), num_points,
         num_channels, padded, width, height, _tiles(width), background, v_image.reshape(-1), v_alphas.reshape(-1),
         kept["walked"], frame.longest, scratches, ids, buffers.reshape(threads, -1),
     )  # fmt: skip

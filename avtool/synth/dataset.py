@@ -10,6 +10,7 @@ the number of identities are. A directory whose track.json exists is complete an
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -150,6 +151,11 @@ def _work(task: tuple[int, Path, DatasetOptions]) -> Path:
     return write_person(_PARTS, index, directory, options)
 
 
+def _start_worker() -> None:
+    """Ctrl-C ends a worker at once and silently; what it was drawing is drawn again by the next run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def make_dataset(
     out: str | Path,
     options: DatasetOptions = DatasetOptions(),
@@ -180,12 +186,16 @@ def make_dataset(
                 progress(done, len(tasks))
     else:
         # Spawned rather than forked: torch's and numba's threads do not survive a fork.
-        with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(_work, task) for task in tasks]):
-                future.result()
-                done += 1
-                if progress:
-                    progress(done, len(tasks))
+        with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+            try:
+                for future in as_completed([pool.submit(_work, task) for task in tasks]):
+                    future.result()
+                    done += 1
+                    if progress:
+                        progress(done, len(tasks))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     tracks = [task[1] / "track.json" for task in tasks]
     _save_png(out / "contact_sheet.png", contact_sheet(tracks))
     return tracks

@@ -32,6 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from ablation import ROWS  # noqa: E402
 from baseline import fit_free  # noqa: E402
+from synth_report import view_yaw  # noqa: E402
 
 from avtool.artifacts.track import Track  # noqa: E402
 from avtool.head import HeadModel, load_head_model  # noqa: E402
@@ -58,18 +59,12 @@ class Case:
     test: Track
 
 
-def view_yaw(viewmat: np.ndarray) -> float:
-    """Radians by which a camera stands to the person's left."""
-    position = -viewmat[:3, :3].T @ viewmat[:3, 3]
-    return float(np.arctan2(position[0], position[2]))
-
-
 def load_cases(folder: Path, head: HeadModel, count: int) -> list[Case]:
     """Splits the views of the first people of a data set."""
     cases = []
     for path in find_tracks([folder])[:count]:
         track = Track.load(path, head)
-        yaws = np.array([view_yaw(np.asarray(frame.viewmat)) for frame in track.frames])
+        yaws = np.array([view_yaw(frame) for frame in track.frames])
         chosen: list[int] = []
         for wanted in (0.0, -SIDE_YAW, SIDE_YAW):
             order = np.argsort(np.abs(yaws - wanted))
