@@ -68,7 +68,7 @@ def load_samples(track: Track, indices: Sequence[int] | None, size: int, with_ma
     chosen = list(range(len(track.frames))) if indices is None else [int(idx) for idx in indices]
     if not chosen:
         raise ValueError("load_samples: expected at least one frame index")
-    pictures = dict(_pictures(track, sorted(set(chosen)), size, with_matte))
+    pictures = dict(read_crops(track, sorted(set(chosen)), size, with_matte))
     stacked = np.stack([pictures[idx] for idx in chosen])
     images = torch.from_numpy(stacked[..., :3]).float() / 255.0
     mattes = torch.from_numpy(stacked[..., 3:]).float() / 255.0 if with_matte else None
@@ -106,8 +106,11 @@ def crop_square(pixels: np.ndarray, crop: Crop, size: int, fill: int = 255) -> n
     return np.asarray(Image.fromarray(window).resize((size, size), method, box=box))
 
 
-def _pictures(track: Track, indices: list[int], size: int, with_matte: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Frame index and crop with its matte as a fourth channel, uint8 (S, S, 4); ``indices`` ascend."""
+def read_crops(track: Track, indices: Sequence[int], size: int, with_matte: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+    """Frame index and head crop of some of a track's frames, as load_samples has them, one after the other.
+
+    The crop is (S, S, 3) uint8, or (S, S, 4) with its matte as the fourth channel; ``indices`` ascend.
+    """
     photos = [idx for idx in indices if track.frames[idx].image is not None]
     stills = [idx for idx in indices if track.frames[idx].image is None]
     stored = _stored_mattes(track, indices) if with_matte else {}

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.track import Track
-from avtool.capture.samples import load_samples
+from avtool.cameras import crop_intrinsics
+from avtool.capture.samples import read_crops
 from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.storage import check_head_model
@@ -156,35 +157,45 @@ def load_training_set(
 ) -> TrainingSet:
     """Read every picture of data sets at `size` pixels into memory; `directories` and `light` as in chosen_tracks()."""
     paths, weights = zip(*chosen_tracks(directories, light, max_identities, head))
+    tracks = [_checked_track(path, head) for path in paths]
+    counts = [len(track.frames) for track in tracks]
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    frames = [torch.arange(a, b) for a, b in zip(starts[:-1], starts[1:])]
+    # Made once and filled by the threads: a list of everybody's pictures, then joined, would be the data set twice.
+    images, mattes = (torch.empty(starts[-1], size, size, channels, dtype=torch.uint8) for channels in (3, 1))
 
-    def load(path: Path) -> tuple[Track, Tensor, Tensor, Tensor, Tensor, HeadParams]:
-        track = Track.load(path, head)
-        check_head_model(path, track.head_model, head.model_id)
-        samples = load_samples(track, range(len(track.frames)), size, with_matte=True)
-        images, mattes = ((x * 255).round().clamp(0, 255).byte() for x in (samples.images, samples.mattes))
-        return track, images, mattes, samples.Ks, samples.viewmats, samples.params
+    def load(track: Track, own: Tensor) -> tuple[Tensor, Tensor, HeadParams]:
+        count, first = range(len(own)), int(own[0])
+        for idx, crop in read_crops(track, count, size):
+            pixels = torch.from_numpy(crop)
+            images[first + idx], mattes[first + idx] = pixels[..., :3], pixels[..., 3:]
+        crops = torch.tensor([frame.crop for frame in track.frames], dtype=torch.float32)
+        return crop_intrinsics(track.Ks(count), crops, size), track.viewmats(count), track.params(count)
 
     loaded = []
     with ThreadPoolExecutor(LOADING_THREADS) as pool:
-        for item in pool.map(load, paths):
+        for item in pool.map(load, tracks, frames):
             loaded.append(item)
             if progress is not None:
                 progress(len(loaded), len(paths), "people loaded")
-    tracks, *columns, params = zip(*loaded)
-    images, mattes, Ks, viewmats = (torch.cat(column) for column in columns)
-    counts = [len(track.frames) for track in tracks]
-    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    Ks, viewmats, params = zip(*loaded)
     return TrainingSet(
         names=[path.parent.name for path in paths],
-        frames=[torch.arange(a, b) for a, b in zip(starts[:-1], starts[1:])],
+        frames=frames,
         images=images,
         mattes=mattes,
-        Ks=Ks,
-        viewmats=viewmats,
+        Ks=torch.cat(Ks),
+        viewmats=torch.cat(viewmats),
         params=_join(params, tracks, head),
         weights=list(weights),
         pseudo=torch.tensor([frame.pseudo is not None for track in tracks for frame in track.frames]),
     )
+
+
+def _checked_track(path: Path, head: HeadModel) -> Track:
+    track = Track.load(path, head)
+    check_head_model(path, track.head_model, head.model_id)
+    return track
 
 
 def _join(params: Sequence[HeadParams], tracks: Sequence[Track], head: HeadModel) -> HeadParams:
