@@ -40,8 +40,7 @@ def finetune_command(
     The mouth and unseen sides are guarded, so that the avatar stays good where the photos show nothing. --pseudo adds views that were
     made of real pictures: their real pictures are not looked at, and pseudo pictures in TRACK itself are no photos.
 
-    Examples: avtool finetune inverted.safetensors track.json -o avatar.safetensors
-    avtool finetune inverted.safetensors track.json --pseudo mv/ -o avatar.safetensors
+    Example: avtool finetune inverted.safetensors track.json -o avatar.safetensors
     """
     from ..artifacts.files import refuse_existing
 
