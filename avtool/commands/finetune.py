@@ -25,7 +25,7 @@ def finetune_command(
             metavar="DIR", help="Data set with pseudo pictures of this person from other sides: their structure counts, not their colors."
         ),
     ] = None,
-    pseudo_weight: Annotated[float, typer.Option(min=0.0, help="Weight of a pseudo picture, where a photo has 1.")] = 0.5,
+    pseudo_weight: Annotated[float, typer.Option(min=0.0, help="Weight of a pseudo picture, where a photo has 1.")] = 0.25,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,

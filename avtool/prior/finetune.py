@@ -54,7 +54,9 @@ class FinetuneOptions:
     reference_views: int = 16
     reference_size: int = 128  # they hold colors and outlines in place, which 128 pixels show
     reference_every: int = 2  # steps per reference view, with as many times the weight: half the cost, the same pull
-    pseudo_weight: float = 0.5  # of a pseudo picture's structure and coverage, where a photo has 1
+    # Of a pseudo picture's structure and coverage, where a photo has 1. Views of a good synthesizer help as much at 0.25 as at 4; those
+    # of a poor one cost the more the more they weigh.
+    pseudo_weight: float = 0.25
     pseudo_size: int = 128  # structure and outlines, as the reference views
     pseudo_every: int = 2  # steps per pseudo picture, with as many times the weight
     weights: LossWeights = LossWeights()
