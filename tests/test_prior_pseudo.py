@@ -184,12 +184,12 @@ def test_pseudo_pictures_get_structure_and_coverage_and_no_color_term() -> None:
         assert (gradient[pseudo] == 0).all() and (other[~pseudo] == 0).all()
         assert gradient[~pseudo].abs().sum() > 0 < other[pseudo].abs().sum()
     halves = [
-        float(total(mixed_terms(shown.at(index), pseudo[index], 0.25, weights, None)))
+        total(mixed_terms(shown.at(index), pseudo[index], 0.25, weights, None)).item()
         for index in (torch.tensor([0, 1]), torch.tensor([2, 3]))
     ]
-    assert float(total(parts)) == pytest.approx(sum(halves) / 2, rel=1e-5), "a batch is the mean of its halves"
+    assert total(parts).item() == pytest.approx(sum(halves) / 2, rel=1e-5), "a batch is the mean of its halves"
     doubled = mixed_terms(shown, pseudo, 0.5, weights, None)
-    assert float(doubled["pseudo"]) == pytest.approx(2 * float(parts["pseudo"])) and torch.equal(doubled["rec"], parts["rec"])
+    assert doubled["pseudo"].item() == pytest.approx(2 * parts["pseudo"].item()) and torch.equal(doubled["rec"], parts["rec"])
     only = mixed_terms(shown, torch.ones(4, dtype=torch.bool), 0.25, weights, None)
     assert set(only) == set(parts) and only["rec"] == only["mouth"] == only["plain"] == only["alpha"] == 0 < only["pseudo"]
 
@@ -269,7 +269,7 @@ def test_pseudo_pictures_take_part_in_training(clips: Path, head: HeadModel) -> 
     trainer = trainer_on(data, replace(TINY, real_target=0.0, accumulate=2))
     whole = trainer_on(data, replace(TINY, real_target=0.0))
     loss, parts = whole.loss(0)
-    assert parts["pseudo"] > 0 and float(trainer.loss(0)[0]) == pytest.approx(float(loss), rel=1e-4), "in parts as in one"
+    assert parts["pseudo"] > 0 and trainer.loss(0)[0].item() == pytest.approx(loss.item(), rel=1e-4), "in parts as in one"
     always = trainer_on(data, replace(TINY, real_target=1.0))
     assert always.loss(0)[1]["pseudo"] == 0
     silent = trainer_on(data, replace(TINY, real_target=0.0, pseudo_weight=0.0)).loss(0)[1]
