@@ -20,10 +20,17 @@ from avtool.cpu_ssim import SsimMap
 from avtool.errors import Unavailable, first_line
 from avtool.head.mesh import take_rows
 
-__all__ = ["Arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "ssim_map_torch", "threshold_l2"]
+__all__ = [
+    "Arap", "l1", "load_lpips", "lpips_network", "mse_to_psnr", "ssim", "ssim_map", "ssim_map_torch", "structure_distance",
+    "threshold_l2",
+]  # fmt: skip
 
 # Wang et al. 2004: an 11 x 11 Gaussian of sigma 1.5 and the two stabilizers for a dynamic range of 1.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
+CONTRAST = 0.2
+"""Deviation of the gray values of a head in usual light: what structure_distance() brings every picture to."""
+MIN_CONTRAST = 0.05  # of a picture that is almost one color: noise is not to be blown up to structure
+STRUCTURE_SCALES = 3
 
 
 def _weighted_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -62,7 +69,14 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 def ssim_map_torch(a: Tensor, b: Tensor) -> Tensor:
     """ssim_map said readably, for any device and float type, and for gradients of both images."""
-    x, y = torch.broadcast_tensors(a.movedim(-1, -3), b.movedim(-1, -3))
+    mean_x, mean_y, var_x, var_y, cov = _window_moments(*torch.broadcast_tensors(a.movedim(-1, -3), b.movedim(-1, -3)))
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
+    return (luminance * structure).movedim(-3, -1)
+
+
+def _window_moments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Means, variances and covariance (..., C, H - 10, W - 10) of two images (..., C, H, W) under the window."""
     window = _window(x.dtype, x.device)
 
     def blur(images: Tensor) -> Tensor:
@@ -71,10 +85,7 @@ def ssim_map_torch(a: Tensor, b: Tensor) -> Tensor:
         return planes.reshape(*images.shape[:-2], *planes.shape[-2:])
 
     mean_x, mean_y, xx, yy, xy = blur(torch.stack((x, y, x * x, y * y, x * y)))
-    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
-    return (luminance * structure).movedim(-3, -1)
+    return mean_x, mean_y, xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
 
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -82,6 +93,35 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     border = SSIM_WINDOW // 2
     inner = None if mask is None else mask[..., border:-border, border:-border, :]
     return _weighted_mean(ssim_map(a, b), inner)
+
+
+def structure_distance(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """How differently two images (B, H, W, C) are drawn where a mask (B, H, W, 1) is 1: mean over B, from 0 to about 1.
+
+    The contrast-structure part of SSIM on gray values at up to three scales, as in MS-SSIM (Wang, Simoncelli and Bovik 2003), but
+    without its luminance part and with both pictures brought to the same brightness and contrast inside the mask. A tint, an
+    exposure or another light on the whole of a picture is no difference; a nose, a lid or an outline at another place is.
+    """
+    x, y = (_leveled(picture, mask).movedim(-1, -3) for picture in (image, target))
+    inside, distances, border = mask.movedim(-1, -3), [], SSIM_WINDOW // 2
+    for _ in range(STRUCTURE_SCALES):
+        _, _, var_x, var_y, cov = _window_moments(x, y)
+        difference = 1 - (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
+        weight = inside[..., border:-border, border:-border]
+        sums = (difference * weight).sum((-3, -2, -1)), weight.sum((-3, -2, -1))
+        distances.append((sums[0] / sums[1].clamp_min(1.0)).mean())
+        if min(x.shape[-2:]) < 2 * (SSIM_WINDOW + 1):
+            break
+        x, y, inside = (F.avg_pool2d(plane, 2) for plane in (x, y, inside))
+    return torch.stack(distances).mean()
+
+
+def _leveled(images: Tensor, mask: Tensor) -> Tensor:
+    """Gray values (..., H, W, 1) with mean 0 and deviation CONTRAST inside a mask, and 0 outside."""
+    gray, area = images.mean(-1, keepdim=True), mask.sum((-3, -2, -1), keepdim=True).clamp_min(1.0)
+    centered = (gray - (gray * mask).sum((-3, -2, -1), keepdim=True) / area) * mask
+    variance = centered.square().sum((-3, -2, -1), keepdim=True) / area
+    return centered * (CONTRAST / variance.clamp_min(MIN_CONTRAST**2).sqrt())
 
 
 def mse_to_psnr(mse: Tensor | float) -> float:

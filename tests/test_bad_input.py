@@ -291,6 +291,30 @@ def test_training_names_the_bad_person(world: Path, call) -> None:
     assert_refused(world, files(world), call(*CALLS["train-prior"]), "people")
 
 
+def test_pseudo_data_that_finetune_cannot_use(world: Path, call) -> None:
+    """No data set, one without pseudo pictures, one of another head model; and a person without a real picture."""
+    toy_people.make_person(Path("mv"), tiny_avatar.make_avatar().head, 0, views=3, size=32)
+    finetune = [*CALLS["finetune"], "--pseudo"]
+    Path("empty").mkdir()
+    assert_refused(world, files(world), call(*finetune, "nowhere"), "nowhere", "pseudo pictures", "pseudo-mv")
+    assert_refused(world, files(world), call(*finetune, "empty"), "empty", "without track.json")
+    assert_refused(world, files(world), call(*finetune, "avatar.safetensors"), "avatar.safetensors", "binary data")
+    assert_refused(world, files(world), call(*finetune, "mv"), "mv/track.json", "3 real ones only")
+    text = json.loads(Path("mv/track.json").read_text())
+    text["frames"][1]["pseudo"] = "0.png"
+    Path("mv/track.json").write_text(json.dumps({**text, "head_model": "flame-0123456789"}))
+    assert_refused(world, files(world), call(*finetune, "mv"), "mv", "flame-0123456789", "anny")
+    Path("mv/track.json").write_text(json.dumps(text))
+    Path("mv/1.png").unlink()
+    assert_refused(world, files(world), call(*finetune, "mv"), "1.png")
+    for frame in text["frames"]:
+        frame["pseudo"] = "0.png"
+    Path("mv/track.json").write_text(json.dumps(text))
+    assert_refused(world, files(world), call("finetune", "inverted.safetensors", "mv/track.json", "-o", "out.safetensors"), "3 pseudo")
+    shutil.copytree("rendered", "mv", dirs_exist_ok=True)
+    assert_refused(world, files(world), call("train-prior", "mv", *CALLS["train-prior"][2:]), "mv", "real picture")
+
+
 # Tensor files.
 
 

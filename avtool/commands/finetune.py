@@ -19,6 +19,13 @@ def finetune_command(
     reference_weight: Annotated[
         float, typer.Option(min=0.0, help="Weight of the views that must stay as they are; 0 lets them go.")
     ] = 0.01,
+    pseudo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Data set with pseudo pictures of this person from other sides: their structure counts, not their colors."
+        ),
+    ] = None,
+    pseudo_weight: Annotated[float, typer.Option(min=0.0, help="Weight of a pseudo picture, where a photo has 1.")] = 0.25,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,
@@ -30,7 +37,8 @@ def finetune_command(
 ) -> None:
     """Learn from the photos what the prior does not know of a person.
 
-    The mouth and unseen sides are guarded, so that the avatar stays good where the photos show nothing.
+    The mouth and unseen sides are guarded, so that the avatar stays good where the photos show nothing. --pseudo adds views that were
+    made of real pictures: their real pictures are not looked at, and pseudo pictures in TRACK itself are no photos.
 
     Example: avtool finetune inverted.safetensors track.json -o avatar.safetensors
     """
@@ -41,13 +49,20 @@ def finetune_command(
     from ..artifacts.track import Track
     from ..prior.avatar import Avatar
     from ..prior.finetune import FinetuneOptions, finetune
+    from ..prior.photos import real_photos
+    from ..prior.pseudo_views import load_pseudo_track
 
     where = options.resolve_device(device)
     head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
     avatar = Avatar.load(inverted, where, head)
     loaded = Track.load(track, head)
-    chosen = FinetuneOptions(steps=steps, size=size, reference_weight=reference_weight, seed=seed)
+    made = None if pseudo is None else load_pseudo_track(pseudo)
+    chosen = FinetuneOptions(steps=steps, size=size, reference_weight=reference_weight, pseudo_weight=pseudo_weight, seed=seed)
     with console.progress("fine-tuning", quiet) as step:
-        tuned = finetune(avatar, loaded, chosen, step, name="standard input" if track == "-" else track)
+        name = "standard input" if track == "-" else track
+        tuned = finetune(avatar, loaded, chosen, step, name, made, str(pseudo))
     tuned.save(output)
-    console.report({"output": str(output), "photos": len(loaded.frames)}, as_json, quiet)
+    report = {"output": str(output), "photos": len(real_photos(loaded))}
+    if made is not None:
+        report["pseudo"] = len(made.frames) - len(real_photos(made))
+    console.report(report, as_json, quiet)

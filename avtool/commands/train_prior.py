@@ -116,6 +116,10 @@ def train_prior_command(
     (torchrun --nproc-per-node 2 -m avtool train-prior ...) the processes share every batch, on CUDA with a device each; a
     checkpoint goes on with any number of processes.
 
+    Pseudo pictures, which a track says were made of real ones, give geometry and not colors: a real picture of the same moment takes
+    the place of one with probability real_target, and of the others the structure and the coverage count pseudo_weight times as much
+    as a real picture's (settings of --config).
+
     Example: avtool train-prior heads/ -o prior.safetensors
     """
     from ..artifacts.files import refuse_existing

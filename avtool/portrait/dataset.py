@@ -18,11 +18,10 @@ from torch import Tensor
 
 from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
-from avtool.prior.dataset import TrainingSet, load_training_set
+from avtool.prior.dataset import MOTION, TrainingSet, group_moments, load_training_set
 from avtool.prior.sampler import BatchSampler
 from avtool.rotations import axis_angle_to_matrix
 
-MOTION = ("expression", "neck", "head", "jaw", "eyes")
 SOURCE_BACKGROUND = 0.5
 """Gray behind every source picture, in training and use: one background is one thing less to learn."""
 
@@ -98,15 +97,6 @@ def load_portrait_set(
 ) -> PortraitSet:
     """Read data sets as load_training_set() does."""
     return PortraitSet.of(load_training_set(directories, head, size, max_identities, progress, light))
-
-
-def group_moments(params: HeadParams, frames: Tensor) -> list[Tensor]:
-    """Pictures (n,) of one person -> groups with exactly equal motion, in the order of their first pictures."""
-    motion = torch.cat([getattr(params, name)[frames].flatten(1) for name in MOTION], dim=1)
-    groups: dict[bytes, list[int]] = {}
-    for frame, row in zip(frames.tolist(), motion.cpu().numpy() + 0.0):  # -0.0 is 0.0
-        groups.setdefault(row.tobytes(), []).append(frame)
-    return [torch.tensor(group) for group in groups.values()]
 
 
 def facing_angles(params: HeadParams, viewmats: Tensor) -> Tensor:

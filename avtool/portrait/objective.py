@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.losses import load_lpips, ssim_map
+from avtool.prior.objective import pseudo_distance
 from avtool.stlpips import load_st_lpips
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def portrait_terms(
         if len(real):
             term = term + share * perceptual(shown[real].clamp(0, 1), target.image[real])
         if len(made):
-            matte = target.matte[made]
-            foreground = [(x[made] * matte).clamp(0, 1) for x in (shown, target.image)]
-            term = term + (1 - share) * perceptual(*foreground)
+            term = term + (1 - share) * pseudo_distance(shown[made], target.image[made], target.matte[made], perceptual)
         parts["perceptual"] = weights.perceptual * term
     return parts
 

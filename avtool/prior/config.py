@@ -39,6 +39,8 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     perceptual: str = "lpips"  # network of the term that weights.lpips weighs: none, lpips or st-lpips
     perceptual_weights: str = ""  # file or directory of ST-LPIPS' weights; the installed package's when empty
+    pseudo_weight: float = 0.25  # of a pseudo picture, where a real one has 1; only its structure and coverage count
+    real_target: float = 0.8  # chance that a real picture of the same moment replaces a pseudo one [Portrait4D-v2: 0.8]
     single_part: bool = False  # ablation "without parts"
     dynamics: bool = True  # False: ablation "without dynamics"
     checkpoint_every: int = 1000
@@ -91,6 +93,10 @@ def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfi
         raise FormatError(file, "accumulate", f"a divisor of the {people} people of a batch", config.accumulate)
     if config.perceptual == "st-lpips" and config.weights.lpips == 0:
         raise FormatError(file, "perceptual", "a weight for st-lpips (weights.lpips, --lpips)", 0)
+    if config.pseudo_weight < 0:
+        raise FormatError(file, "pseudo_weight", "at least 0", config.pseudo_weight)
+    if not 0 <= config.real_target <= 1:
+        raise FormatError(file, "real_target", "in [0, 1]", config.real_target)
     for key in ("coarse_share", "learning_rate", "track_rate", "offset_rate", "ema_decay"):
         if not 0 <= getattr(config, key) < 1:
             raise FormatError(file, key, "in [0, 1)", getattr(config, key))

@@ -25,6 +25,7 @@ from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.storage import check_head_model
 
+MOTION = ("expression", "neck", "head", "jaw", "eyes")
 LOADING_THREADS = 8  # decoding PNGs releases the interpreter lock
 
 
@@ -70,6 +71,12 @@ class TrainingSet:
         """Move all tensors (bytes stay bytes); the index lists stay on the CPU with the sampler."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "mattes", "Ks", "viewmats", "params", "pseudo")}
         return replace(self, **moved)
+
+    def real_frames(self, person: int) -> Tensor:
+        """Indices of a person's real pictures; of all where all are pseudo."""
+        frames = self.frames[person]
+        real = frames[~self.pseudo.cpu()[frames]]
+        return real if len(real) else frames
 
     def halved(self) -> TrainingSet:
         """The same pictures at half the size (means of 2 x 2 pixels), everything else shared."""
@@ -192,6 +199,39 @@ def load_training_set(
     )
 
 
+def group_moments(params: HeadParams, frames: Tensor) -> list[Tensor]:
+    """Pictures (n,) of one person -> groups with exactly equal motion, in the order of their first pictures."""
+    motion = torch.cat([getattr(params, name)[frames].flatten(1) for name in MOTION], dim=1)
+    groups: dict[bytes, list[int]] = {}
+    for frame, row in zip(frames.tolist(), motion.cpu().numpy() + 0.0):  # -0.0 is 0.0
+        groups.setdefault(row.tobytes(), []).append(frame)
+    return [torch.tensor(group) for group in groups.values()]
+
+
+def real_twins(data: TrainingSet) -> dict[int, Tensor]:
+    """Per pseudo picture of a moment that has real ones: those, as indices on the CPU."""
+    pseudo, twins = data.pseudo.cpu(), {}
+    for frames in data.frames:
+        if not bool(pseudo[frames].any()):
+            continue
+        for moment in group_moments(data.params, frames):
+            real = moment[~pseudo[moment]]
+            if len(real):
+                twins |= {picture: real for picture in moment[pseudo[moment]].tolist()}
+    return twins
+
+
+def require_real_pictures(data: TrainingSet) -> None:
+    """AvtoolError when somebody has pseudo pictures only: nothing says what colors this person has."""
+    pseudo = data.pseudo.cpu()
+    for name, frames in zip(data.names, data.frames):
+        if bool(pseudo[frames].all()):
+            raise AvtoolError(
+                f"{name}: expected a real picture beside the {len(frames)} pseudo pictures, found none",
+                "keep the real frames in the track: pseudo pictures carry geometry, not colors",
+            )
+
+
 def _checked_track(path: Path, head: HeadModel) -> Track:
     track = Track.load(path, head)
     check_head_model(path, track.head_model, head.model_id)
@@ -201,7 +241,7 @@ def _checked_track(path: Path, head: HeadModel) -> Track:
 def _join(params: Sequence[HeadParams], tracks: Sequence[Track], head: HeadModel) -> HeadParams:
     """Per-picture motion of all people in a row; identity and offsets once a person."""
     motion = {
-        name: torch.cat([getattr(p, name) for p in params]) for name in ("expression", "neck", "head", "jaw", "eyes")
+        name: torch.cat([getattr(p, name) for p in params]) for name in MOTION
     }
     identity = torch.stack([torch.as_tensor(track.identity, dtype=torch.float32) for track in tracks])
     offsets = None

@@ -3,6 +3,8 @@
 1. f learns fast, everything else hundreds of times slower. 2. The mouth takes no part in the loss. 3. Reference views,
 rendered before, must stay as they were.
 
+Pseudo pictures of the person from other sides (see pseudo_views.py) may add structure where the photos show nothing.
+
 Shape legend: B photos, S x S pixels, N points, V vertices.
 """
 
@@ -22,16 +24,17 @@ from avtool.head import HeadParams
 from avtool.head.mesh import unique_edges
 from avtool.losses import Arap
 from avtool.prior.avatar import Avatar
+from avtool.prior.dataset import MOTION
 from avtool.prior.gapnet import Geometry
-from avtool.prior.objective import LossWeights, reconstruction, regularization
+from avtool.prior.objective import LossWeights, pseudo_term, reconstruction, regularization
 from avtool.prior.photos import PhotoLight, PhotoSet, hide, lit_images, load_photos
+from avtool.prior.pseudo_views import load_pseudo
 from avtool.prior.reference_views import make_reference_views
 from avtool.prior.synthesis import expression_signal, pose_gaussians, render_channels
 
 Progress = Callable[[int, int, str], None]
 MIN_SIZE = 32
 """Photos are not halved below this: SSIM's window would see little else than its border."""
-_MOTION = ("expression", "neck", "head", "jaw", "eyes")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class FinetuneOptions:
     reference_views: int = 16
     reference_size: int = 128  # they hold colors and outlines in place, which 128 pixels show
     reference_every: int = 2  # steps per reference view, with as many times the weight: half the cost, the same pull
+    # Of a pseudo picture's structure and coverage, where a photo has 1. Views of a good synthesizer help as much at 0.25 as at 4; those
+    # of a poor one cost the more the more they weigh.
+    pseudo_weight: float = 0.25
+    pseudo_size: int = 128  # structure and outlines, as the reference views
+    pseudo_every: int = 2  # steps per pseudo picture, with as many times the weight
     weights: LossWeights = LossWeights()
     seed: int = 0
 
@@ -58,7 +66,9 @@ class FinetuneOptions:
 class Finetuning:
     """One person's parameters while they move."""
 
-    def __init__(self, avatar: Avatar, track: Track, options: FinetuneOptions, name: str) -> None:
+    def __init__(
+        self, avatar: Avatar, track: Track, options: FinetuneOptions, name: str, pseudo: PhotoSet | None = None
+    ) -> None:
         self.options, self.head, self.binding = options, avatar.head, avatar.binding
         self.photos = load_photos(track, avatar.head, options.size, name)
         halved = options.coarse_share > 0 and options.size >= 2 * MIN_SIZE
@@ -67,11 +77,13 @@ class Finetuning:
         self.code, self.identity = avatar.code.clone(), avatar.identity.clone()
         offsets = avatar.offsets
         self.offsets = torch.zeros_like(avatar.head.template) if offsets is None else offsets.clone()
-        self.motion = {name: getattr(self.photos.params, name).clone() for name in _MOTION}
+        self.motion = {name: getattr(self.photos.params, name).clone() for name in MOTION}
         self.light = PhotoLight(len(self.photos), avatar.device)
         self.arap = Arap(avatar.head.template, unique_edges(avatar.head.faces))
         self.generator = torch.Generator().manual_seed(options.seed)
+        self.pseudo = pseudo
         self.order: list[int] = []
+        self.pseudo_order: list[int] = []
         guarded = options.reference_weight > 0 and options.reference_views > 0
         self.references = make_reference_views(avatar, options.reference_views, options.reference_size) if guarded else None
 
@@ -89,10 +101,21 @@ class Finetuning:
             self.order = torch.randperm(len(self.photos), generator=self.generator).tolist()
         return self.order.pop()
 
-    def posed(self, photo: int, view: int | None = None) -> tuple[Gaussians, Geometry]:
-        """Gaussians of a photo's pose and, when one is due, of a reference view's face: (1 or 2, N); local geometry."""
-        index = slice(photo, photo + 1)
-        motion = {name: value[index] for name, value in self.motion.items()}
+    def next_pseudo(self, step: int) -> int | None:
+        """Pseudo pictures in shuffled rounds, on the steps that have one: between those of the reference views."""
+        if self.pseudo is None or (step + 1) % self.options.pseudo_every:
+            return None
+        if not self.pseudo_order:
+            self.pseudo_order = torch.randperm(len(self.pseudo), generator=self.generator).tolist()
+        return self.pseudo_order.pop()
+
+    def posed(self, photo: int, view: int | None = None, pseudo: int | None = None) -> tuple[Gaussians, Geometry]:
+        """Gaussians of a photo's pose and, where they are due, of a pseudo picture's pose and last of a reference view's face,
+        (1 to 3, N); local geometry."""
+        motion = {name: value[photo : photo + 1] for name, value in self.motion.items()}
+        if pseudo is not None:
+            made = self.pseudo.params
+            motion = {name: torch.cat((value, getattr(made, name)[pseudo : pseudo + 1])) for name, value in motion.items()}
         params = HeadParams(identity=self.identity, offsets=self.offsets, **motion)
         head, faces = self.head, self.head.faces
         meshes = head.stages(params)
@@ -113,9 +136,9 @@ class Finetuning:
         return int(torch.randint(len(self.references), (1,), generator=self.generator))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """One photo, one random reference view (times their number), and the regularizers."""
-        photo, view = self.next_photo(), self.next_view(step)
-        gaussians, geometry = self.posed(photo, view)
+        """One photo, one random reference view (times their number), one pseudo picture, and the regularizers."""
+        photo, view, pseudo = self.next_photo(), self.next_view(step), self.next_pseudo(step)
+        gaussians, geometry = self.posed(photo, view, pseudo)
         weights = self.options.weights
         early = step < self.options.coarse_share * self.options.steps
         parts = self.photo_loss(gaussians[:1], self.coarse if early else self.photos, photo)
@@ -123,7 +146,10 @@ class Finetuning:
         parts["arap"] = weights.arap * self.arap(self.offsets)
         if view is not None:
             weight = self.options.reference_weight * len(self.references) * self.options.reference_every
-            parts["reference"] = weight * self.reference_loss(gaussians[1:], view)
+            parts["reference"] = weight * self.reference_loss(gaussians[-1:], view)
+        if pseudo is not None:
+            weight = self.options.pseudo_weight * self.options.pseudo_every
+            parts["pseudo"] = weight * self.pseudo_loss(gaussians[1:2], pseudo)
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
     def photo_loss(self, gaussians: Gaussians, photos: PhotoSet, photo: int) -> dict[str, Tensor]:
@@ -152,6 +178,17 @@ class Finetuning:
         whole, changed = reconstruction(refined, views.pictures[index], self.options.weights, views.changed[index])
         return whole + self.options.weights.mouth * changed
 
+    def pseudo_loss(self, gaussians: Gaussians, pseudo: int) -> Tensor:
+        """Structure and coverage of one pseudo picture outside the mouth; no light of a photo, since no color counts."""
+        views, index = self.pseudo, slice(pseudo, pseudo + 1)
+        colors, alphas = render_channels(gaussians, views.viewmats[index], views.Ks[index], views.size, views.size)
+        refined, plain = lit_images(colors, alphas, self.refiner, None, None)
+        hole = views.outside[index]
+        mouth = views.mouths[index] > 0 if self.options.exclude_mouth else torch.zeros_like(hole)
+        pictures = [plain] if self.refiner is None else [refined, plain]
+        target, mattes = views.targets[index], views.mattes[index]
+        return pseudo_term(pictures, alphas, target, mattes, self.options.weights, known=~hole, compared=~mouth)
+
     def run(self, progress: Progress | None) -> None:
         """All steps."""
         options = self.options
@@ -173,16 +210,23 @@ class Finetuning:
 
 
 def finetune(
-    avatar: Avatar, track: Track, options: FinetuneOptions | None = None, progress: Progress | None = None, name: str = "track"
-) -> Avatar:
+    avatar: Avatar, track: Track, options: FinetuneOptions | None = None, progress: Progress | None = None, name: str = "track",
+    pseudo: Track | None = None, pseudo_name: str = "pseudo pictures",
+) -> Avatar:  # fmt: skip
     """Fine-tune an inverted avatar on the track it was inverted from; the given avatar is not changed.
 
     Args:
         name: what to call the track in an error, usually its file.
         progress: called with (done, total, message).
+        pseudo: a track with pseudo pictures of the same person, whose structure is learned beside the photos'; its real ones are
+            not looked at. pseudo_name: what to call it in an error.
     """
     options = options or FinetuneOptions()
-    tuning = Finetuning(avatar, track, options, name)
+    views = None if pseudo is None else load_pseudo(pseudo, avatar.head, options.pseudo_size, options.seed, pseudo_name)
+    tuning = Finetuning(avatar, track, options, name, views)
     tuning.run(progress)
     guard = "with" if tuning.references is not None else "without"
-    return tuning.avatar({**avatar.metadata, "tuned": f"{options.steps} steps, {guard} view regularization"})
+    note = f"{options.steps} steps, {guard} view regularization"
+    if views is not None:
+        note += f", {len(views)} pseudo pictures of weight {options.pseudo_weight:g}"
+    return tuning.avatar({**avatar.metadata, "tuned": note})

@@ -5,8 +5,8 @@ Shape legend: B samples, H x W pixels, N points, I identities, V vertices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avtool.cameras import project
 from avtool.head import PARTS, HeadModel
-from avtool.losses import SSIM_WINDOW, load_lpips, ssim_map, threshold_l2
+from avtool.losses import SSIM_WINDOW, load_lpips, ssim_map, structure_distance, threshold_l2
 from avtool.prior.gapnet import Geometry
 from avtool.stlpips import load_st_lpips
 
@@ -92,6 +92,96 @@ def reconstruction(
         if mask is not None:
             region = region + weights.lpips * perceptual((image * mask).clamp(0, 1), target * mask)
     return whole, region
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a batch shows and should show: refined, plain, target (B, H, W, 3), alphas, mattes, mouths (B, H, W, 1) in [0, 1].
+
+    plain is None without a refiner: the splatted picture is the result then, and stands in refined.
+    """
+
+    refined: Tensor
+    plain: Tensor | None
+    alphas: Tensor
+    target: Tensor
+    mattes: Tensor
+    mouths: Tensor
+
+    def at(self, index: Tensor) -> Comparison:
+        """Some of the pictures, index (b,)."""
+        columns = [getattr(self, field.name) for field in fields(self)]
+        return Comparison(*(None if column is None else column[index] for column in columns))
+
+    @property
+    def pictures(self) -> list[Tensor]:
+        """What is compared with the target."""
+        return [self.refined] if self.plain is None else [self.refined, self.plain]
+
+
+def real_terms(shown: Comparison, weights: LossWeights, perceptual: Perceptual | None) -> dict[str, Tensor]:
+    """Equation 6 and coverage on pictures that were photographed or drawn."""
+    whole, mouth = reconstruction(shown.refined, shown.target, weights, shown.mouths, perceptual)
+    parts = {"rec": whole, "mouth": weights.mouth * mouth}
+    parts["alpha"] = weights.alpha * (shown.alphas - shown.mattes).abs().mean()
+    if shown.plain is not None:
+        parts["plain"], _ = reconstruction(shown.plain, shown.target, weights, None, perceptual)
+    return parts
+
+
+def pseudo_distance(image: Tensor, target: Tensor, foreground: Tensor, perceptual: Perceptual | None = None) -> Tensor:
+    """How far pictures (B, H, W, 3) are from pseudo ones on their foreground (B, H, W, 1): structure, never colors as such.
+
+    Portrait4D-v2 (section 3.2) compares pseudo targets by LPIPS alone, on the foreground: they carry geometry, and their texture is
+    whatever the program that made them could do. So does this where a perceptual network is at hand. Without one the distance is
+    structure_distance(), which a tint of the target does not change.
+    """
+    if perceptual is None:
+        return structure_distance(image, target, foreground)
+    return perceptual((image * foreground).clamp(0, 1), (target * foreground).clamp(0, 1))
+
+
+def pseudo_term(
+    pictures: Sequence[Tensor], alphas: Tensor, target: Tensor, mattes: Tensor, weights: LossWeights,
+    perceptual: Perceptual | None = None, known: Tensor | None = None, compared: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What pseudo targets (B, H, W, 3) ask of refined and plain pictures: structure on the foreground, and coverage.
+
+    No L1, no mouth: no color of a pseudo picture is trusted. Coverage stays, since an outline is geometry. The distance has the weight
+    of the perceptual network, or SSIM's where there is none.
+
+    Args:
+        known: (B, H, W, 1) bool where the target says anything at all. compared: (B, H, W, 1) bool where structure counts, too.
+    """
+    uncovered, foreground = (alphas - mattes).abs(), mattes
+    if known is not None:
+        uncovered, foreground = uncovered * known, foreground * known
+    if compared is not None:
+        foreground = foreground * compared
+    weight = weights.ssim if perceptual is None else weights.lpips
+    distances = [weight * pseudo_distance(picture, target, foreground, perceptual) for picture in pictures]
+    return torch.stack([*distances, weights.alpha * uncovered.mean()]).sum()
+
+
+def mixed_terms(
+    shown: Comparison, pseudo: Tensor, pseudo_weight: float, weights: LossWeights, perceptual: Perceptual | None
+) -> dict[str, Tensor]:
+    """real_terms() of the real pictures of a batch and "pseudo", pseudo_weight times pseudo_term(), of the others; pseudo (B,) bool.
+
+    Sums over the pictures are divided by the size of the batch, so that a batch is the mean of its halves. Every batch has every term,
+    and every parameter in its graph, as several processes need it.
+    """
+    real, made = (~pseudo).nonzero()[:, 0], pseudo.nonzero()[:, 0]
+    share = len(real) / len(pseudo)
+    zero = torch.stack([picture.sum() for picture in (*shown.pictures, shown.alphas)]).sum() * 0
+    parts = {name: zero for name in ("rec", "mouth", "alpha", *(() if shown.plain is None else ("plain",)))}
+    if len(real):
+        parts = {name: share * value for name, value in real_terms(shown.at(real), weights, perceptual).items()}
+    term = zero
+    if len(made):
+        part = shown.at(made)
+        term = (1 - share) * pseudo_term(part.pictures, part.alphas, part.target, part.mattes, weights, perceptual)
+    return {**parts, "pseudo": pseudo_weight * term + zero}
 
 
 def regularization(geometry: Geometry, spacing: Tensor, weights: LossWeights) -> dict[str, Tensor]:

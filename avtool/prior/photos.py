@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avtool.artifacts.track import Track
 from avtool.capture.samples import load_samples
+from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.objective import mouth_mask, mouth_vertices
 from avtool.prior.refiner import Refiner
@@ -62,10 +63,27 @@ def beyond_photo(track: Track, indices: list[int], size: int) -> Tensor:
 
 
 def load_photos(track: Track, head: HeadModel, size: int, name: str = "track") -> PhotoSet:
-    """Head crops of a track, on the device of the head model; a track of another head model is an error."""
+    """Head crops of a track's photos, on the device of the head model; a track of another head model is an error.
+
+    Pseudo pictures, which a program made of others, are no photos.
+    """
     check_head_model(name, track.head_model, head.model_id)
-    count = len(track.frames)
-    chosen = [round(i * (count - 1) / max(1, min(count, MAX_PHOTOS) - 1)) for i in range(min(count, MAX_PHOTOS))]
+    photos = real_photos(track)
+    if not photos:
+        raise AvtoolError(f"{name}: expected photos, found {len(track.frames)} pseudo pictures only")
+    count = len(photos)
+    places = [round(i * (count - 1) / max(1, min(count, MAX_PHOTOS) - 1)) for i in range(min(count, MAX_PHOTOS))]
+    return load_pictures(track, [photos[i] for i in places], head, size, name)
+
+
+def real_photos(track: Track) -> list[int]:
+    """Indices of the frames that are not pseudo."""
+    return [k for k, frame in enumerate(track.frames) if frame.pseudo is None]
+
+
+def load_pictures(track: Track, chosen: list[int], head: HeadModel, size: int, name: str) -> PhotoSet:
+    """The head crops of some frames, whatever they are, on the device of the head model."""
+    check_head_model(name, track.head_model, head.model_id)
     samples = load_samples(track, chosen, size, with_matte=True)
     device = head.device
     params = samples.params.to(device)

@@ -5,7 +5,7 @@ Shape legend: K identities in all, I of them in a batch, B = I * views pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +38,22 @@ class BatchSampler:
     expected. Nobody is twice in a batch, which bounds a weight: whoever would have to be in a batch more than once is in
     every one, and the others share the rest by their weights.
 
+    A pseudo picture gives way to a real one of its moment with probability `real_target` (Portrait4D-v2, section 3.2). A picture
+    may then be twice in a batch.
+
     Args:
         frames: per identity the indices of its pictures. weights: per identity; None when all are equal.
+        twins: per pseudo picture the real ones of its moment; nothing more is drawn where there are none.
     """
 
     def __init__(
-        self, frames: list[Tensor], identities: int, views: int, seed: int, weights: Sequence[float] | None = None
-    ) -> None:
+        self, frames: list[Tensor], identities: int, views: int, seed: int, weights: Sequence[float] | None = None,
+        twins: Mapping[int, Tensor] | None = None, real_target: float = 0.0,
+    ) -> None:  # fmt: skip
         self.frames = frames
         self.num_identities, self.num_views = min(identities, len(frames)), views
         self.generator = torch.Generator().manual_seed(seed)
+        self.twins, self.real_target = twins or {}, real_target
         self.queue: list[int] = []
         self.rates: Tensor | None = None
         if weights is not None and len(set(weights)) > 1:
@@ -68,8 +74,8 @@ class BatchSampler:
         for k in self.queue:
             (chosen if len(chosen) < self.num_identities and k not in chosen else waiting).append(k)
         self.queue = waiting
-        pictures = [self._pictures(self.frames[k]) for k in chosen]
-        return torch.tensor(chosen), torch.cat(pictures)
+        pictures = torch.cat([self._pictures(self.frames[k]) for k in chosen])
+        return torch.tensor(chosen), self._with_real(pictures)
 
     def batch(self) -> Batch:
         """The next batch, background colors included; on the CPU."""
@@ -89,6 +95,17 @@ class BatchSampler:
         order = torch.randperm(len(frames), generator=self.generator)
         repeats = -(-self.num_views // len(frames))
         return frames[order.repeat(repeats)[: self.num_views]]
+
+    def _with_real(self, pictures: Tensor) -> Tensor:
+        """Pictures (B,) with real ones in the place of pseudo ones; the number of draws does not depend on who is pseudo."""
+        if not self.twins:
+            return pictures
+        replaced, which = torch.rand(2, len(pictures), generator=self.generator)
+        for i, picture in enumerate(pictures.tolist()):
+            if picture in self.twins and replaced[i] < self.real_target:
+                twins = self.twins[picture]
+                pictures[i] = twins[int(which[i] * len(twins))]
+        return pictures
 
     def colors(self, count: int) -> Tensor:
         """Random background colors (count, 1, 1, 3): coverage must be learned, not hidden by a white wall."""

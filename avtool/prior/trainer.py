@@ -19,17 +19,23 @@ from avtool.losses import Arap, mse_to_psnr
 from avtool.prior.checkpoint import Checkpoint, group_tensors, load_groups, load_optimizer, optimizer_tensors
 from avtool.prior.config import TrainConfig
 from avtool.prior.cost import StepCost
-from avtool.prior.dataset import TrainingSet
+from avtool.prior.dataset import MOTION, TrainingSet, real_twins, require_real_pictures
 from avtool.prior.distributed import World, no_reduction
 from avtool.prior.loop import Log, Progress, RunningMean, run_training
-from avtool.prior.objective import load_perceptual, mouth_mask, mouth_vertices, reconstruction, regularization
+from avtool.prior.objective import (
+    Comparison,
+    load_perceptual,
+    mixed_terms,
+    mouth_mask,
+    mouth_vertices,
+    real_terms,
+    regularization,
+)
 from avtool.prior.preview import save_preview
 from avtool.prior.prior import Prior
 from avtool.prior.sampler import Batch, BatchSampler
 from avtool.prior.storage import check_head_model
 from avtool.prior.synthesis import finish, render_channels, synthesize
-
-_MOTION = ("expression", "neck", "head", "jaw", "eyes")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,11 @@ class Trainer:
         self.prior, self.data, self.config, self.options, self.world = prior, data, config, options, world
         self.coarse = data.halved() if config.coarse_share > 0 else data
         identities = max(1, config.batch_size // config.views_per_identity)
-        self.sampler = BatchSampler(data.frames, identities, config.views_per_identity, options.seed, data.weights)
+        require_real_pictures(data)
+        self.mixed = bool(data.pseudo.any())
+        self.sampler = BatchSampler(
+            data.frames, identities, config.views_per_identity, options.seed, data.weights, real_twins(data), config.real_target
+        )
         check_division(self.sampler.num_identities, world.size, config.accumulate)
         self.perceptual = load_perceptual(
             config.perceptual, config.weights.lpips, prior.device, config.perceptual_weights
@@ -99,7 +109,7 @@ class Trainer:
 
     def _tracked_groups(self) -> dict[str, list[Tensor]]:
         params = self.data.params
-        motion = [getattr(params, name).clone() for name in ("identity", *_MOTION)]
+        motion = [getattr(params, name).clone() for name in ("identity", *MOTION)]
         offsets = params.offsets
         if offsets is None and self.config.offset_rate > 0:
             offsets = torch.zeros(self.data.num_identities, self.prior.head.num_vertices, 3, device=self.prior.device)
@@ -114,7 +124,7 @@ class Trainer:
         return HeadParams(
             identity=identity[identities].repeat_interleave(views, dim=0),
             offsets=offsets[0][identities].repeat_interleave(views, dim=0) if offsets else None,
-            **{name: tensor[pictures] for name, tensor in zip(_MOTION, motion)},
+            **{name: tensor[pictures] for name, tensor in zip(MOTION, motion)},
         )
 
     def data_at(self, step: int) -> TrainingSet:
@@ -160,10 +170,12 @@ class Trainer:
         refined, plain, alphas, geometry, vertices = self.render(data, identities, pictures, background)
         target, mattes = data.targets(pictures, background)
         mask = mouth_mask(vertices[:, self.mouth], data.viewmats[pictures], data.Ks[pictures], data.size, data.size)
-        whole, mouth = reconstruction(refined, target, weights, mask, self.perceptual)
-        parts = {"rec": whole, "mouth": weights.mouth * mouth, "alpha": weights.alpha * (alphas - mattes).abs().mean()}
-        if self.prior.refiner is not None:
-            parts["plain"], _ = reconstruction(plain, target, weights, None, self.perceptual)
+        shown = Comparison(refined, None if self.prior.refiner is None else plain, alphas, target, mattes, mask)
+        if self.mixed:
+            pseudo = data.pseudo[pictures]
+            parts = mixed_terms(shown, pseudo, self.config.pseudo_weight, weights, self.perceptual)
+        else:
+            parts = real_terms(shown, weights, self.perceptual)
         parts |= regularization(geometry, self.prior.binding.spacing, weights)
         if self.tracked["offsets"] and self.config.offset_rate > 0:
             offsets = self.tracked["offsets"][0][identities]
@@ -207,7 +219,8 @@ class Trainer:
         count = min(6, self.data.num_identities)
         chosen = [round(i * (self.data.num_identities - 1) / max(1, count - 1)) for i in range(count)]
         identities = torch.tensor(chosen, device=self.prior.device)
-        pictures = torch.stack([self.data.frames[k][i % len(self.data.frames[k])] for i, k in enumerate(chosen)])
+        real = [self.data.real_frames(k) for k in chosen]
+        pictures = torch.stack([frames[i % len(frames)] for i, frames in enumerate(real)])
         white = torch.ones(1, 1, 1, 3, device=self.prior.device)
         with torch.no_grad(), self.average.inside():
             refined, plain, *_ = self.render(self.data, identities, pictures.to(self.prior.device), white)
