@@ -232,10 +232,10 @@ def _labelled(row: NDArray[np.uint8], found: float, threshold: float, rejected: 
     image = Image.fromarray(row)
     draw = ImageDraw.Draw(image)
     color = _RED if rejected else _LABEL
-    text = f"{found:.3f} > {threshold:g}: left out" if rejected else f"{found:.3f}"
-    draw.rectangle((TILE, TILE - 13, TILE + 6 * len(text) + 5, TILE - 1), fill=(255, 255, 255))
-    draw.text((TILE + 3, TILE - 12), text, fill=color)
     if rejected:
         draw.rectangle((0, 0, row.shape[1] - 1, TILE - 1), outline=color, width=3)
         draw.line((TILE, 0, 2 * TILE, TILE), fill=color, width=2)
+    text = f"{found:.3f} > {threshold:g}: left out" if rejected else f"{found:.3f}"
+    draw.rectangle((TILE, TILE - 16, TILE + 6 * len(text) + 5, TILE - 4), fill=(255, 255, 255))
+    draw.text((TILE + 3, TILE - 16), text, fill=color)
     return np.asarray(image)
