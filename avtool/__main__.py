@@ -20,7 +20,7 @@ from . import __version__
 from .errors import AvtoolError
 from .runtime import prepare
 
-COMMANDS = ("track", "init-points", "synth-data", "train-prior", "train-portrait", "invert", "finetune", "reenact", "eval")
+COMMANDS = ("track", "init-points", "synth-data", "train-prior", "train-portrait", "pseudo-mv", "invert", "finetune", "reenact", "eval")
 
 HELP = """Make a head avatar from a few photos of a person, and drive it with a video.
 

@@ -20,6 +20,9 @@ import toy_people
 from PIL import Image
 
 from avtool.__main__ import COMMANDS, main
+from avtool.capture.video import VideoWriter
+from avtool.portrait.config import PRESETS as PORTRAITS
+from avtool.portrait.network import Portrait
 from avtool.prior.checkpoint import Checkpoint
 from avtool.prior.prior import Prior
 
@@ -35,13 +38,17 @@ CALLS = {
     "train-portrait": [
         "train-portrait", "moments", "-o", "out.safetensors", "--preset", "tiny", "--size", "32", "--steps", "2", "--batch-size", "2",
     ],
+    "pseudo-mv": ["pseudo-mv", "track.json", "--avatar", "avatar.safetensors", "-o", "out.mv", "--size", "64", "--views", "2"],
     "invert": ["invert", "track.json", "--prior", "prior.safetensors", "-o", "out.safetensors"],
     "finetune": ["finetune", "inverted.safetensors", "track.json", "-o", "out.safetensors"],
     "reenact": ["reenact", "avatar.safetensors", "driver.json", "-o", "out.mp4", "--size", "64"],
     "eval": ["eval", "avatar.safetensors", "track.json", "-o", "out.json", "--size", "64"],
 }  # fmt: skip
 READS_TRACK = [name for name, call in CALLS.items() if {"track.json", "driver.json"} & set(call)]
-READS_TENSORS = {"invert": "prior.safetensors", "finetune": "inverted.safetensors", "reenact": "avatar.safetensors", "eval": "avatar.safetensors"}
+READS_TENSORS = {
+    "pseudo-mv": "avatar.safetensors", "invert": "prior.safetensors", "finetune": "inverted.safetensors", "reenact": "avatar.safetensors",
+    "eval": "avatar.safetensors",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +286,7 @@ def test_a_newer_or_wrong_schema_or_nan_in_a_track(world: Path, call, name: str)
 
 def test_a_track_whose_pictures_are_gone(world: Path, call) -> None:
     shutil.rmtree("rendered")
-    for name in ("invert", "finetune", "eval"):
+    for name in ("invert", "finetune", "eval", "pseudo-mv"):
         assert_refused(world, files(world), call(*CALLS[name]), "0.png")
 
 
@@ -353,6 +360,50 @@ def test_nan_in_a_tensor_file(world: Path, call, name: str) -> None:
     assert_refused(world, files(world), call(*CALLS[name]), "gapnet.features", "NaN", "index 0")
 
 
+# Pseudo views.
+
+
+def test_pseudo_mv_wants_one_file_that_draws(world: Path, call) -> None:
+    before = files(world)
+    for args, words in (
+        (("--synthesizer", "portrait"), "needs --portrait FILE"),
+        (("--synthesizer", "avatar", "--portrait", "avatar.safetensors"), "needs --avatar FILE"),
+        ((), "found neither"),
+        (("--portrait", "avatar.safetensors", "--avatar", "avatar.safetensors"), "found both"),
+        (("--avatar", "avatar.safetensors", "--yaw", "0", "--pitch", "0"), "no camera is new"),
+    ):
+        code, out, err = call("pseudo-mv", "track.json", "-o", "out.mv", *args)
+        assert code == 2 and out == "" and words in " ".join(err.split()), err
+    assert files(world) == before
+
+
+def test_pseudo_mv_with_a_file_of_another_kind(world: Path, call) -> None:
+    Portrait.create(PORTRAITS["tiny"], tiny_avatar.make_avatar().head).save("portrait.safetensors", {"stage": "static"})
+    start, before = ("pseudo-mv", "track.json", "-o", "out.mv"), files(world)
+    assert_refused(world, before, call(*start, "--portrait", "avatar.safetensors"), "avatar.safetensors", "portrait/1", "avatar/1")
+    assert_refused(world, before, call(*start, "--avatar", "portrait.safetensors"), "portrait.safetensors", "avatar/1", "portrait/1")
+    assert_refused(world, before, call(*start, "--portrait", "nothing.safetensors"), "nothing.safetensors: no such file")
+    assert_refused(world, before, call(*start, "--portrait", "portrait.safetensors", "--size", "50"), "size must be a multiple of 4")
+    assert_refused(world, before, call(*start, "--portrait", "portrait.safetensors"), "all 2 real pictures disagree", "--threshold")
+
+
+def test_pseudo_mv_of_pictures_without_a_face(world: Path, call) -> None:
+    noise_picture(Path("noise.png"))
+    wall = np.asarray(Image.open("noise.png"))
+    with VideoWriter("wall.mp4", 25, (wall.shape[1], wall.shape[0])) as writer:
+        for _ in range(5):
+            writer.write(wall)
+    for name in ("noise.png", "wall.mp4", "nothing.mp4"):
+        assert_refused(world, files(world), call("pseudo-mv", name, *CALLS["pseudo-mv"][2:]), name)
+
+
+def test_pseudo_mv_replaces_nothing_but_its_own(world: Path, call) -> None:
+    Path("out.mv").mkdir()
+    Path("out.mv/notes.txt").write_text("mine")
+    assert_refused(world, files(world), call(*CALLS["pseudo-mv"]), "out.mv", "exists", "--force")
+    assert_refused(world, files(world), call(*CALLS["pseudo-mv"], "--force"), "out.mv", "something else")
+
+
 # Ctrl-C.
 
 LONG = {
@@ -366,6 +417,7 @@ LONG = {
     "invert": [*CALLS["invert"], "--steps", "100000"],
     "finetune": [*CALLS["finetune"], "--steps", "100000"],
     "reenact": ["reenact", "avatar.safetensors", "clip.json", "-o", "out.mp4", "--size", "512", "--fps", "240"],
+    "pseudo-mv": ["pseudo-mv", "track.json", "--avatar", "avatar.safetensors", "-o", "out.mv", "--size", "1024", "--views", "64"],
 }  # fmt: skip
 
 
@@ -389,7 +441,7 @@ def test_ctrl_c_leaves_nothing_half_written(world: Path, carphone: Path, name: s
     assert out == ""
     after = files(world)
     extra = {path for path in after if path not in before}
-    assert not [path for path in extra if ".tmp" in path or path.startswith("out.json") or path == "out.mp4"], extra
+    assert not [path for path in extra if ".tmp" in path or path.startswith(("out.json", "out.mv")) or path == "out.mp4"], extra
     assert {path: after[path] for path in before} == before
 
 

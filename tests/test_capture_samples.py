@@ -12,8 +12,9 @@ from PIL import Image
 from avtool.artifacts.track import Frame, Track
 from avtool.cameras import project
 from avtool.capture import VideoWriter
+from avtool.capture import samples as samples_module
 from avtool.capture.drivers import ROTATIONS, read_live_link
-from avtool.capture.samples import crop_square, load_samples
+from avtool.capture.samples import AHEAD, crop_square, load_samples, stream_samples
 from avtool.errors import AvtoolError, FormatError
 
 VIEWMAT = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -92,6 +93,35 @@ def test_order_repeats_and_video(tmp_path: Path) -> None:
     samples = load_samples(mattes_of_all, [2, 0, 2, 1], 32)
     np.testing.assert_allclose(samples.images.mean((1, 2, 3)).numpy() * 255, [180, 20, 180, 100], atol=3)
     np.testing.assert_allclose(samples.mattes.mean((1, 2, 3)).numpy() * 255, [155, 235, 155, 195], atol=3)
+
+
+    streamed = list(stream_samples(mattes_of_all, [2, 0, 1, 1], 32, 2))
+    assert [chosen for chosen, _ in streamed] == [[0, 1], [2]]
+    assert torch.equal(torch.cat([part.images for _, part in streamed]), samples.images[[1, 3, 0]])
+    assert torch.equal(torch.cat([part.mattes for _, part in streamed]), samples.mattes[[1, 3, 0]])
+
+
+def test_photos_are_streamed_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the series, only so many pictures are read ahead."""
+    opened = []
+    read = samples_module.load_image
+
+    def counted(path: Path) -> object:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(samples_module, "load_image", counted)
+    save(tmp_path / "a.png", ramp(120, 100))
+    save(tmp_path / "m.png", np.full((64, 64), 255, np.uint8))
+    series = track(tmp_path, *[frame(matte="m.png", crop=(float(k), 10.0, 60.0)) for k in range(3 * AHEAD)])
+    parts = stream_samples(series, range(3 * AHEAD), 16, 4)
+    first, found = next(parts)
+    assert first == [0, 1, 2, 3] and len(opened) <= AHEAD
+    whole = load_samples(series, None, 16)
+    rest = [part for _, part in parts]
+    assert torch.equal(torch.cat([found.images, *(part.images for part in rest)]), whole.images)
+    assert torch.equal(torch.cat([found.Ks, *(part.Ks for part in rest)]), whole.Ks)
+    assert len(whole.params) == sum(map(lambda part: len(part.params), [found, *rest]))
 
 
 def test_a_track_without_mattes_gets_them(astronaut: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ so that pixel centers stay at +0.5 and the intrinsics of the crop are exact.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("avtool")
 
 Crop = tuple[float, float, float]
+AHEAD = 16  # photos that are decoded before the first of them is asked for
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,24 @@ def load_samples(track: Track, indices: Sequence[int] | None, size: int, with_ma
     if not chosen:
         raise ValueError("load_samples: expected at least one frame index")
     pictures = dict(read_crops(track, sorted(set(chosen)), size, with_matte))
-    stacked = np.stack([pictures[idx] for idx in chosen])
+    return _samples(track, chosen, [pictures[idx] for idx in chosen], size, with_matte)
+
+
+def stream_samples(track: Track, indices: Sequence[int], size: int, count: int) -> Iterator[tuple[list[int], Samples]]:
+    """Head crops with mattes of some of a track's frames, ``count`` at a time, each frame once, with their indices.
+
+    A video is decoded once, and no more than a few pictures are held whatever the number of frames. Errors are those of
+    ``load_samples``.
+    """
+    pictures = read_crops(track, sorted({int(idx) for idx in indices}), size, with_matte=True)
+    while part := list(itertools.islice(pictures, count)):
+        chosen, stacked = zip(*part)
+        yield list(chosen), _samples(track, list(chosen), stacked, size, with_matte=True)
+
+
+def _samples(track: Track, chosen: list[int], pictures: Sequence[np.ndarray], size: int, with_matte: bool) -> Samples:
+    """Crops with their mattes uint8 (S, S, 3 or 4) as samples."""
+    stacked = np.stack(pictures)
     images = torch.from_numpy(stacked[..., :3]).float() / 255.0
     mattes = torch.from_numpy(stacked[..., 3:]).float() / 255.0 if with_matte else None
     crops = torch.tensor([track.frames[idx].crop for idx in chosen], dtype=torch.float32)
@@ -113,37 +132,38 @@ def read_crops(track: Track, indices: Sequence[int], size: int, with_matte: bool
     """
     photos = [idx for idx in indices if track.frames[idx].image is not None]
     stills = [idx for idx in indices if track.frames[idx].image is None]
-    stored = _stored_mattes(track, indices) if with_matte else {}
+    stored = _StoredMattes(track, indices if with_matte else [])
     maker = _MatteMaker()
 
-    def join(idx: int, pixels: np.ndarray) -> np.ndarray:
+    def join(idx: int, pixels: np.ndarray, matte: np.ndarray | None) -> np.ndarray:
         frame = track.frames[idx]
         scale = pixels.shape[1] / frame.width
         crop = tuple(float(value) * scale for value in frame.crop)
         image = crop_square(pixels, crop, size)
         if not with_matte:
             return image
-        if idx in stored:
-            matte = _resize(stored[idx], size)
+        if matte is not None:
+            matte = _resize(matte, size)
         elif frame.matte is not None:
             matte = _read_matte(track, frame, size)
         else:
             matte = maker(pixels, crop, size)
         return np.concatenate([image, matte[..., None]], -1)
 
-    def photo(idx: int) -> tuple[int, np.ndarray]:
-        return idx, join(idx, load_image(track.resolve(track.frames[idx].image)).pixels)
+    def photo(idx: int, matte: np.ndarray | None) -> tuple[int, np.ndarray]:
+        return idx, join(idx, load_image(track.resolve(track.frames[idx].image)).pixels, matte)
 
     # Decoding runs outside Python's lock; a few threads are enough, and bound the memory of large photos.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        yield from pool.map(photo, photos)
+        for part in (photos[start : start + AHEAD] for start in range(0, len(photos), AHEAD)):
+            yield from pool.map(photo, part, [stored.take(idx) for idx in part])
     by_frame: dict[int, list[int]] = {}
     for idx in stills:
         by_frame.setdefault(int(track.frames[idx].frame_idx), []).append(idx)
     if by_frame:
         for frame_idx, pixels in read_frames(track.resolve(track.video), by_frame):
             for idx in by_frame[frame_idx]:
-                yield idx, join(idx, pixels)
+                yield idx, join(idx, pixels, stored.take(idx))
 
 
 def _resize(matte: np.ndarray, size: int) -> np.ndarray:
@@ -152,14 +172,30 @@ def _resize(matte: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(matte).resize((size, size), method))
 
 
-def _stored_mattes(track: Track, indices: list[int]) -> dict[int, np.ndarray]:
-    """Mattes (s, s) uint8 out of the track's matte video, which has one frame for each frame of the track."""
-    if track.mattes_video is None:
-        return {}
-    path = track.resolve(track.mattes_video)
-    if not path.exists():
-        raise AvtoolError(f"{path}: missing", "copy a track together with the .data directory beside it")
-    return {idx: np.ascontiguousarray(frame[..., 1]) for idx, frame in read_frames(path, indices)}
+class _StoredMattes:
+    """Mattes (s, s) uint8 out of the track's matte video, which has one frame for each frame of the track.
+
+    It is read as far as is asked for: in ascending order, nothing but the matte that is taken is ever held.
+    """
+
+    def __init__(self, track: Track, indices: Sequence[int]) -> None:
+        self._frames: Iterator[tuple[int, np.ndarray]] | None = None
+        self._passed: dict[int, np.ndarray] = {}
+        if track.mattes_video is None or not indices:
+            return
+        path = track.resolve(track.mattes_video)
+        if not path.exists():
+            raise AvtoolError(f"{path}: missing", "copy a track together with the .data directory beside it")
+        self._frames = read_frames(path, indices)
+
+    def take(self, idx: int) -> np.ndarray | None:
+        """The matte of one of the indices, once; None when the track has no matte video."""
+        if self._frames is None:
+            return None
+        while idx not in self._passed:
+            found, frame = next(self._frames)
+            self._passed[found] = np.ascontiguousarray(frame[..., 1])
+        return self._passed.pop(idx)
 
 
 def _read_matte(track: Track, frame: Frame, size: int) -> np.ndarray:

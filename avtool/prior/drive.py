@@ -53,6 +53,9 @@ def load_driver(
     seed: int = 0,
     max_frames: int | None = None,
     progress: Progress | None = None,
+    looks: bool = False,
+    stride: int = 1,
+    person: Track | None = None,
 ) -> Driver:
     """Reads or tracks the driver.
 
@@ -62,6 +65,9 @@ def load_driver(
         seed: of the tracker.
         max_frames: of a video; None tracks all of it.
         progress: called with (done, total, message) while tracking.
+        looks: cut out mattes and fit shape and bust to the pictures, too: for who is learned from, not for who only drives.
+        stride: take every n-th frame of a video.
+        person: who it is known to be; the shape is theirs, then.
     """
     first = Path(sources[0])
     if len(sources) == 1 and (sources[0] == "-" or first.suffix.lower() == ".json" or _holds_track(first)):
@@ -76,22 +82,22 @@ def load_driver(
         from avtool.tracking import TrackingOptions, track_video
 
         # A driver is not rendered from: without mattes nothing is fitted to its looks, which is most of tracking's time.
-        options = TrackingOptions(mattes=False, photometric=False, max_frames=max_frames, seed=seed)
-        track = track_video(first, head, mattes=False, photometric=False, options=options, progress=progress)
+        options = TrackingOptions(mattes=looks, photometric=looks, max_frames=max_frames, stride=stride, seed=seed)
+        track = track_video(first, head, identity=person, options=options, progress=progress)
     else:
         from avtool.tracking import TrackingOptions, track_photos
 
-        options = TrackingOptions(mattes=False, photometric=False, seed=seed)
-        track = track_photos(_photos(sources), head, photometric=False, options=options, progress=progress)
+        options = TrackingOptions(mattes=looks, photometric=looks, seed=seed)
+        track = track_photos(_photos(sources), head, identity=person, options=options, progress=progress)
     return Driver(track, time.perf_counter() - started, sources[0])
 
 
 def check_head_model(track: Track, model_id: str, name: str) -> None:
-    """Refuses a track whose coefficients mean something else than the avatar's."""
+    """Refuses a track whose coefficients mean something else than the avatar's or portrait's."""
     if track.head_model != model_id:
         raise AvtoolError(
-            f"{name}: made with head model {track.head_model}, the avatar needs {model_id}",
-            "track the driver again with the avatar's head model",
+            f"{name}: made with head model {track.head_model}, {model_id} is needed",
+            "track again with the head model of the avatar or portrait",
         )
 
 

@@ -1,0 +1,141 @@
+"""What shows a real picture's moment from a new camera: the static portrait network, or the person's own avatar.
+
+Shapes: B real pictures, P pictures to draw, S x S pixels. Drawn pictures are premultiplied on black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avtool.artifacts.track import Track
+from avtool.capture.samples import Samples
+from avtool.head import HeadModel
+from avtool.portrait.dataset import SOURCE_BACKGROUND
+from avtool.portrait.network import Portrait
+from avtool.prior.avatar import Avatar
+from avtool.prior.reenact import frames_at_once
+
+Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Which real pictures (P,) to show by cameras viewmats (P, 4, 4), Ks (P, 3, 3) -> images (P, S, S, 3), coverage (P, S, S, 1)."""
+
+AVATAR_SIZE = 256  # of pictures of an avatar, which has no size of its own
+_CPU_BYTES, _GPU_BYTES = 1 << 28, 1 << 32
+
+
+class Synthesizer(Protocol):
+    """Draws moments anew.
+
+    head: tells where it computes; size: pixels of its own pictures; person: a track without frames of the only person it can draw,
+    or None; stage: of the training, where there are several, else empty.
+    """
+
+    name: str
+    head: HeadModel
+    size: int
+    person: Track | None
+    stage: str
+
+    def check_size(self, size: int) -> None:
+        """ValueError when it cannot draw pictures of this size."""
+        ...
+
+    def batch(self, size: int) -> int:
+        """How many pictures it draws at once."""
+        ...
+
+    def moments(self, samples: Samples) -> Draw:
+        """Take in B real pictures with all that was tracked in them."""
+        ...
+
+
+class PortraitSynthesizer:
+    """Psi_3d of Portrait4D-v2 (arXiv 2403.13570, section 3.1): every real picture is its own source, without cross-attention."""
+
+    name = "portrait"
+
+    def __init__(self, portrait: Portrait, head: HeadModel) -> None:
+        self.portrait, self.head, self.size = portrait.eval(), head.to(portrait.device), portrait.config.size
+        self.person, self.stage = None, portrait.metadata.get("stage", "")
+
+    def check_size(self, size: int) -> None:
+        """A multiple of what the super-resolution enlarges by."""
+        unit = 1 << self.portrait.upsampler.stages
+        if size % unit:
+            raise ValueError(f"size must be a multiple of {unit} for this portrait, found {size}")
+
+    def batch(self, size: int) -> int:
+        """As many as the samples along the rays leave room for, from 1 to 16."""
+        config = self.portrait.config
+        rays = (size >> self.portrait.upsampler.stages) ** 2
+        width = max(config.hidden, 3 * config.plane_channels)
+        budget = _CPU_BYTES if self.portrait.device.type == "cpu" else _GPU_BYTES
+        # Planes' features, the hidden layer and its activation, in float32.
+        return max(1, min(16, budget // (3 * 4 * rays * (config.coarse + config.fine) * width)))
+
+    @torch.no_grad()
+    def moments(self, samples: Samples) -> Draw:
+        """Planes of every picture once."""
+        device = self.portrait.device
+        sources = self._resized(on_gray(samples.images, samples.mattes).to(device))
+        planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in sources.split(8)])
+        params, size = samples.params.to(device), samples.images.shape[1]
+
+        @torch.no_grad()
+        def draw(which: Tensor, viewmats: Tensor, Ks: Tensor) -> tuple[Tensor, Tensor]:
+            at = which.to(device)
+            drawn = self.portrait.render(planes[at], params[at], viewmats.to(device), Ks.to(device), size)
+            return drawn.image.cpu(), drawn.alpha.clamp(0, 1).cpu()
+
+        return draw
+
+    def _resized(self, pictures: Tensor) -> Tensor:
+        if pictures.shape[1] == self.size:
+            return pictures
+        planes = F.interpolate(
+            pictures.movedim(-1, 1), (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
+        )  # fmt: skip
+        return planes.movedim(1, -1).clamp(0, 1)
+
+
+class AvatarSynthesizer:
+    """The person's own fitted avatar, whose shape replaces the track's."""
+
+    name = "avatar"
+    size = AVATAR_SIZE
+
+    def __init__(self, avatar: Avatar) -> None:
+        self.avatar, self.head, self.stage = avatar, avatar.head, ""
+        offsets = None if avatar.offsets is None else avatar.offsets.cpu().numpy()
+        self.person = Track(avatar.head_model_id, avatar.identity.cpu().numpy(), [], offsets=offsets)
+
+    def check_size(self, size: int) -> None:
+        """Any will do."""
+
+    def batch(self, size: int) -> int:
+        """As many as reenactment draws."""
+        return frames_at_once(size, self.avatar.gapnet.config.appearance_channels, self.avatar.device)
+
+    def moments(self, samples: Samples) -> Draw:
+        """The tracked motion is all that is needed."""
+        avatar, tracked, size = self.avatar, samples.params, samples.images.shape[1]
+        device = avatar.device
+
+        @torch.no_grad()
+        def draw(which: Tensor, viewmats: Tensor, Ks: Tensor) -> tuple[Tensor, Tensor]:
+            motion = (tracked.expression, tracked.neck, tracked.head, tracked.jaw, tracked.eyes)
+            params = avatar.params_for(*(value[which].to(device) for value in motion))
+            images, alphas = avatar.render(params, viewmats.to(device), Ks.to(device), size, size, background=(0.0, 0.0, 0.0))
+            return images.cpu(), alphas.clamp(0, 1).cpu()
+
+        return draw
+
+
+def on_gray(images: Tensor, mattes: Tensor | None) -> Tensor:
+    """Real pictures (B, S, S, 3) cut out by their mattes, on the gray that every source has behind it."""
+    assert mattes is not None
+    return images * mattes + (1 - mattes) * SOURCE_BACKGROUND
