@@ -6,6 +6,7 @@ so that pixel centers stay at +0.5 and the intrinsics of the crop are exact.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -150,7 +151,10 @@ def _resize(matte: np.ndarray, size: int) -> np.ndarray:
 
 
 def _stored_mattes(track: Track, indices: list[int]) -> dict[int, np.ndarray]:
-    """Mattes (s, s) uint8 out of the track's matte video, which has one frame for each frame of the track."""
+    """Mattes (s, s) uint8 that a fresh TrackResult still holds, or out of the track's matte video; either has one for each frame."""
+    held = getattr(track, "matte_images", ())
+    if any(held):
+        return {idx: np.asarray(Image.open(io.BytesIO(held[idx]))) for idx in indices}
     if track.mattes_video is None:
         return {}
     path = track.resolve(track.mattes_video)
