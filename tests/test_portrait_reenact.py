@@ -117,7 +117,8 @@ def test_the_source_is_encoded_and_neutralized_once(
     world: Path, network: Driven, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    for owner, name in ((network.portrait, "encode"), (network.portrait.transformer, "neutralize"), (network.portrait.transformer, "reenact")):
+    vit = network.portrait.transformer
+    for owner, name in ((network.portrait, "encode"), (vit, "neutralize"), (vit, "reenact")):
         inner = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, inner=inner, name=name: (calls.append(name), inner(*args))[1])
     person = load_source(str(world / "person"), network)
@@ -166,7 +167,8 @@ def test_sizes_backgrounds_and_the_plain_volume(puppet: OneShot, driver: Driver,
     motion = plan_motion(puppet, driver, options).motion
     with torch.no_grad():
         params = puppet.params_for(motion)
-        low = puppet.portrait.render(puppet.portrait.drive(puppet.neutral, puppet.encoder.embed(params)), params, motion.viewmats, motion.Ks)
+        planes = puppet.portrait.drive(puppet.neutral, puppet.encoder.embed(params))
+        low = puppet.portrait.render(planes, params, motion.viewmats, motion.Ks)
     expected = resampled(low.low, OWN) + 1 - resampled(low.low_alpha, OWN)
     assert np.abs(plain - 255 * expected.clamp(0, 1).numpy()).max() <= 1 and np.abs(plain - own).max() > 10
 

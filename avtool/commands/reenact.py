@@ -25,7 +25,8 @@ def reenact_command(
     avatar: Annotated[
         Path,
         typer.Argument(
-            metavar="AVATAR|PORTRAIT", help="avatar.safetensors, from finetune or invert; or, with --source, portrait.safetensors, from train-portrait."
+            metavar="AVATAR|PORTRAIT",
+            help="avatar.safetensors, from finetune or invert; or, with --source, portrait.safetensors, from train-portrait.",
         ),
     ],
     driver: Annotated[
@@ -35,19 +36,25 @@ def reenact_command(
     source: Annotated[
         str | None,
         typer.Option(
-            metavar="PHOTO|TRACK", help="Whom a portrait shows: a photo of one face, or a track, of which the most frontal picture is taken."
+            metavar="PHOTO|TRACK",
+            help="Whom a portrait shows: a photo of one face, or a track (- for standard input), of which the most frontal real "
+            "picture is taken.",
         ),
     ] = None,
     motion: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A portrait's motion embedding, where it is not the tracker's: torchscript:FILE (a program: trust it)."),
+        typer.Option(
+            metavar="NAME",
+            help="A portrait's motion embedding, where it is not the tracker's: torchscript:FILE (a program: trust it).",
+        ),
     ] = None,
     camera: Annotated[
         Camera, typer.Option(help="The driver's own; one that stands still before the person; one that circles it.")
     ] = Camera.driver,
     background: Annotated[str, typer.Option(metavar="COLOR|FILE", help="A color name, #rrggbb or an image.")] = "white",
     size: Annotated[
-        int, typer.Option(min=32, max=2048, help="Side of the square frames in pixels; a portrait draws at its own size, and is resampled.")
+        int,
+        typer.Option(min=32, max=2048, help="Side of the square frames in pixels; a portrait draws at its own, and is resampled."),
     ] = 256,
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=240, help="Frames per second; the driver's when left out.")
@@ -65,7 +72,9 @@ def reenact_command(
     refine: Annotated[
         bool,
         typer.Option(
-            "--refine/--no-refine", help="Use the avatar's screen-space network; of a portrait, its super-resolution instead of the enlarged volume."
+            "--refine/--no-refine",
+            help="Use the avatar's screen-space network, or a portrait's super-resolution; without the latter its volume is shown "
+            "as it was drawn, enlarged.",
         ),
     ] = True,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
@@ -80,11 +89,15 @@ def reenact_command(
 ) -> None:
     """Drive an avatar, or a portrait of one photo, with a video, photos or a track.
 
-    A portrait needs --source and no fitting: the photo is tracked and encoded once. It must be one of stage motion.
+    A portrait (of train-portrait --stage motion) needs --source and no fitting: the photo is tracked and encoded once.
+    A track of it as --source saves that, too.
+
     Writes a video (.mp4, with the driver's sound), a directory of PNGs, or a pattern like frames/%05d.png.
     A track.json saves tracking the same driver again. The video's metadata says that it is synthetic.
 
     Example: avtool reenact avatar.safetensors driver.mp4 -o out.mp4
+
+    Example: avtool reenact portrait.safetensors --source photo.jpg driver.mp4 -o out.mp4
     """
     from ..prior.sinks import check_output, parse_background
 

@@ -77,7 +77,8 @@ class OneShot:
         for start in range(0, len(chosen), count):
             pictures = source_pictures(load_samples(track, chosen[start : start + count], size))
             found += [self.encoder.embed_images(part.to(self.portrait.device)).cpu() for part in pictures.split(16)]
-        rows = torch.tensor([chosen.index(source) for source in sources])
+        row_of = {source: row for row, source in enumerate(chosen)}
+        rows = torch.tensor([row_of[source] for source in sources])
         return replace(motion, embedding=torch.cat(found)[rows])
 
     def frames_at_once(self, size: int, refine: bool) -> int:
