@@ -92,7 +92,7 @@ def test_frames_are_those_of_the_network_by_hand_and_batches_change_nothing(
         picture = portrait(
             data.sources(idx).expand(5, -1, -1, -1), embed(who).expand(5, -1), embed(params), params, motion.viewmats, motion.Ks
         )
-    expected = picture.image + (1 - picture.alpha)
+    expected = (picture.image + (1 - picture.alpha)).clamp(0, 1)
     assert torch.allclose(batch, expected, atol=1e-4) and torch.allclose(alphas, picture.alpha, atol=1e-4)
     assert float(alphas.mean()) > 0.1 and float((batch[0] - batch[4]).abs().max()) > 0.02, "the head is there, and moves"
 
@@ -163,7 +163,9 @@ def test_sizes_backgrounds_and_the_plain_volume(puppet: OneShot, driver: Driver,
     red, picture, plain = (frames_of(tmp_path / name) for name in ("red", "picture", "plain"))
     seen = (own[..., 1:2] - red[..., 1:2]) / 255  # how much of the background: on white it adds green, on red none
     assert 0.95 < seen[:, 0, 0].min() and seen.min() < 0.5 and np.abs(red[..., 0] - own[..., 0]).max() <= 1
-    assert np.abs(picture - (own - seen * (255 - np.array([10, 200, 30])))).max() <= 2
+    bright = own.max(-1, keepdims=True) == 255  # cut off there: what white hid is not known
+    off = np.abs(picture - (own - seen * (255 - np.array([10, 200, 30]))))
+    assert off[np.broadcast_to(~bright, off.shape)].max() <= 2 and np.abs(picture[:, 0, 0] - [10, 200, 30]).max() < 12
     motion = plan_motion(puppet, driver, options).motion
     with torch.no_grad():
         params = puppet.params_for(motion)

@@ -99,7 +99,7 @@ class OneShot:
         picture = self.portrait.render(planes, params, motion.viewmats, Ks)
         image, alpha = (picture.image, picture.alpha) if refine else (picture.low, picture.low_alpha)
         image, alpha = resampled(image, size), resampled(alpha, size)
-        return on_color(image, alpha, background), alpha
+        return on_color(image, alpha, background).clamp(0, 1), alpha
 
 
 def resampled(pictures: Tensor, size: int) -> Tensor:
