@@ -14,7 +14,7 @@ import torch
 from avtool.artifacts.files import atomic_write, refuse_existing, sha256_file
 from avtool.artifacts.formats.ply import read_ply, write_ply
 from avtool.artifacts.points import Points
-from avtool.artifacts.tensors import load_tensors, require, save_tensors
+from avtool.artifacts.tensors import artifact_kind, artifact_name, load_tensors, require, save_tensors
 from avtool.errors import AvtoolError, FormatError
 
 
@@ -109,7 +109,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
 def test_schemas_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.ones(3)}, "avatar/1")
-    with pytest.raises(FormatError, match="expected prior/1, found avatar/1"):
+    with pytest.raises(FormatError, match="expected a prior \\(prior/1\\), found an avatar \\(avatar/1\\)"):
         load_tensors(path, "prior")
     save_tensors(path, {"a": torch.ones(3)}, "prior/2")
     with pytest.raises(FormatError, match="upgrade avtool"):
@@ -117,10 +117,30 @@ def test_schemas_are_checked(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(3)}, str(path))
-    with pytest.raises(FormatError, match="no schema"):
+    with pytest.raises(FormatError, match="another program"):
         load_tensors(path, "prior")
     with pytest.raises(AvtoolError, match="no such file"):
         load_tensors(tmp_path / "b.safetensors", "prior")
+
+
+def test_the_kind_of_a_file_is_found_without_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.ones(300)}, "portrait/1")
+    whole = path.read_bytes()
+    assert artifact_kind(path, ("avatar", "portrait")) == "portrait"
+    assert artifact_name(whole) == "a portrait (portrait/1)" and artifact_name(b"text") is None
+    with pytest.raises(FormatError, match=r"expected a prior \(prior/1\) or an avatar \(avatar/1\), found a portrait \(portrait/1\)"):
+        artifact_kind(path, ("prior", "avatar"))
+    path.write_bytes(whole[:40])
+    with pytest.raises(FormatError, match="expected a complete safetensors file, found 40 bytes"):
+        artifact_kind(path, ("portrait",))
+    for content, words in ((b'{"schema": "track/1"}', "JSON"), (b"\x89PNG\r\n\x1a\n....", "PNG"), (b"\xff\xd8\xff\xe0" + bytes(9), "JPEG")):
+        path.write_bytes(content)
+        for read in (lambda: artifact_kind(path, ("portrait",)), lambda: load_tensors(path, "portrait")):
+            with pytest.raises(FormatError, match=f"expected a safetensors file, found .*{words}"):
+                read()
+    with pytest.raises(AvtoolError, match="no such file"):
+        artifact_kind(tmp_path / "b.safetensors", ("prior",))
 
 
 def test_nan_is_named_when_written_and_when_read(tmp_path: Path) -> None:

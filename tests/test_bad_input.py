@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_avatar
+import tiny_portrait
 import torch
 import toy_people
 from PIL import Image
@@ -64,6 +65,9 @@ def valid(tmp_path_factory: pytest.TempPathFactory, astronaut: Path) -> Path:
     track.save(directory / "track.json")
     track.save(directory / "driver.json")
     Prior.create(avatar.head, 3, preset="tiny", uv_size=64, refiner="tiny").save(directory / "prior.safetensors")
+    portrait = tiny_portrait.make_portrait(avatar.head)
+    portrait.save(directory / "portrait.safetensors", tiny_portrait.METADATA)
+    portrait.save(directory / "static.safetensors", {**tiny_portrait.METADATA, "stage": "static"})
     toy_people.make_people(directory / "people", avatar.head, count=2, views=2, size=48)
     toy_people.make_people(directory / "moments", avatar.head, count=2, views=4, size=32, moments=2)
     return directory
@@ -347,6 +351,73 @@ def test_an_artifact_of_another_kind(world: Path, call, name: str) -> None:
     assert_refused(world, files(world), call(*CALLS[name]), "prior/1", "avatar/1")
 
 
+# What a command needs, what it is given instead, and what the line says of both.
+MISTAKEN = {
+    "a portrait as prior": ["invert", "track.json", "--prior", "portrait.safetensors", "-o", "out", ["prior/1", "portrait/1"]],
+    "a portrait to finetune": ["finetune", "portrait.safetensors", "track.json", "-o", "out", ["avatar/1", "portrait/1"]],
+    "a portrait to eval": ["eval", "portrait.safetensors", "track.json", "-o", "out", ["avatar/1", "portrait/1"]],
+    "a portrait as track": ["init-points", "portrait.safetensors", "-o", "out.ply", ["a track", "portrait/1"]],
+    "a portrait as checkpoint": ["train-prior", "people", "--resume", "portrait.safetensors", "-o", "out.st", ["checkpoint/1", "portrait/1"]],
+    "an avatar as --init": [
+        "train-portrait", "moments", "--stage", "motion", "--init", "avatar.safetensors", "-o", "out.st", ["portrait/1", "avatar/1"]
+    ],
+    "a prior to drive": ["reenact", "prior.safetensors", "driver.json", "-o", "out", ["avatar/1", "portrait/1", "prior/1"]],
+    "a track to drive": ["reenact", "track.json", "driver.json", "-o", "out", ["safetensors", "JSON"]],
+    "a photo to drive": ["reenact", "photos/astronaut.png", "driver.json", "-o", "out", ["safetensors", "PNG"]],
+    "a portrait without a source": ["reenact", "portrait.safetensors", "driver.json", "-o", "out", ["portrait", "--source"]],
+    "a source for an avatar": [
+        "reenact", "avatar.safetensors", "driver.json", "--source", "photos/astronaut.png", "-o", "out", ["--source", "is an avatar"]
+    ],
+    "an embedding for an avatar": [
+        "reenact", "avatar.safetensors", "driver.json", "--motion", "tracker", "-o", "out", ["--motion", "is an avatar"]
+    ],
+    "a static portrait": [
+        "reenact", "static.safetensors", "driver.json", "--source", "photos/astronaut.png", "-o", "out",
+        ["static", "--stage motion --init static.safetensors"],
+    ],
+    "an embedding of another portrait": [
+        "reenact", "portrait.safetensors", "driver.json", "--source", "track.json", "--motion", "nothing", "-o", "out", ["nothing", "tracker"]
+    ],
+    "no source there": ["reenact", "portrait.safetensors", "driver.json", "--source", "gone.png", "-o", "out", ["gone.png", "no such"]],
+    "a directory as source": ["reenact", "portrait.safetensors", "driver.json", "--source", "photos", "-o", "out", ["photos", "track"]],
+    "no driver there": ["reenact", "portrait.safetensors", "gone.mp4", "--source", "photos/astronaut.png", "-o", "out", ["gone.mp4", "no such"]],
+    "standard input twice": ["reenact", "portrait.safetensors", "-", "--source", "-", "-o", "out", ["standard input"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN)
+def test_one_kind_of_file_for_another(world: Path, call, mistake: str) -> None:
+    *args, words = MISTAKEN[mistake]
+    assert_refused(world, files(world), call(*args), *words)
+
+
+ONE_SHOT = ["reenact", "portrait.safetensors", "driver.json", "--source", "photos/astronaut.png", "-o", "out.mp4"]
+
+
+def test_a_source_without_a_face(world: Path, call) -> None:
+    noise_picture(Path("photos/astronaut.png"))
+    assert_refused(world, files(world), call(*ONE_SHOT), "astronaut.png: expected a face")
+
+
+def test_a_source_with_two_faces_is_refused_not_guessed(world: Path, call, shared: Path) -> None:
+    """Two real people side by side: where `track` takes the larger one and warns, nobody may be driven by chance."""
+    faces = [Image.open(shared / "data" / name / "photos" / "0.png").convert("RGB").resize((384, 384)) for name in ("obama_wh", "latentsync_demo2")]
+    both = Image.new("RGB", (768, 384))
+    for k, face in enumerate(faces):
+        both.paste(face, (384 * k, 0))
+    both.save("photos/astronaut.png")
+    before = files(world)
+    line = assert_refused(world, before, call(*ONE_SHOT), "astronaut.png", "one face", "found 2", "crop")
+    assert line.count("astronaut.png") == 1
+
+
+def test_a_source_track_of_another_head_model(world: Path, call) -> None:
+    data = json.loads(Path("track.json").read_text())
+    Path("track.json").write_text(json.dumps({**data, "head_model": "flame-0123456789"}))
+    args = [arg if arg != "photos/astronaut.png" else "track.json" for arg in ONE_SHOT]
+    assert_refused(world, files(world), call(*args), "track.json", "flame-0123456789", "anny")
+
+
 @pytest.mark.parametrize("name", READS_TENSORS)
 def test_nan_in_a_tensor_file(world: Path, call, name: str) -> None:
     path = Path(READS_TENSORS[name])
@@ -418,6 +489,9 @@ LONG = {
     "finetune": [*CALLS["finetune"], "--steps", "100000"],
     "reenact": ["reenact", "avatar.safetensors", "clip.json", "-o", "out.mp4", "--size", "512", "--fps", "240"],
     "pseudo-mv": ["pseudo-mv", "track.json", "--avatar", "avatar.safetensors", "-o", "out.mv", "--size", "1024", "--views", "64"],
+    "reenact a photo": [
+        "reenact", "portrait.safetensors", "--source", "track.json", "clip.json", "-o", "out.mp4", "--size", "512", "--fps", "240",
+    ],
 }  # fmt: skip
 
 

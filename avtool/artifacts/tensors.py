@@ -7,8 +7,9 @@ The metadata is a string to string map: ``avtool.schema`` ("prior/1"), ``avtool.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,14 @@ from .files import atomic_write
 
 SCHEMA_KEY = "avtool.schema"
 VERSION_KEY = "avtool.version"
+_MADE_BY = {
+    "prior": "avtool train-prior makes a prior",
+    "avatar": "avtool invert and finetune make an avatar",
+    "portrait": "avtool train-portrait makes a portrait",
+    "checkpoint": "training writes a checkpoint beside its output",
+}
+# What people pass by mistake, by its first bytes; as a header's length each would be of petabytes.
+_LOOKS = {b"{": "JSON text, as a track is", b"\xff\xd8\xff": "a JPEG picture", b"\x89PNG": "a PNG picture"}
 
 
 def save_tensors(
@@ -75,6 +84,35 @@ def load_tensors(
     return {name: tensor.to(device) for name, tensor in tensors.items()}, dict(metadata)
 
 
+def artifact_kind(path: str | Path, kinds: Sequence[str]) -> str:
+    """Which of `kinds` a file is, by its header: the tensors are not read.
+
+    Raises:
+        FormatError: it is none of them; says what it is.
+    """
+    path = Path(path)
+    with _opened(path) as handle:
+        start = handle.read(8)
+        total = handle.seek(0, 2)
+        handle.seek(8)
+        length = int.from_bytes(start, "little")
+        content = start + handle.read(length if length <= total - 8 else 8)
+    schema = (_header(path, content, total).get("__metadata__") or {}).get(SCHEMA_KEY)
+    kind = str(schema).partition("/")[0]
+    if kind not in kinds:
+        raise _other_kind(path, schema, kinds)
+    return kind
+
+
+def artifact_name(content: bytes) -> str | None:
+    """What bytes are, "a portrait (portrait/1)" for example, where they are a tensor artifact of this program; else None."""
+    try:
+        schema = (_header(Path(), content).get("__metadata__") or {}).get(SCHEMA_KEY)
+    except FormatError:
+        return None
+    return _named(schema) if schema else None
+
+
 def require(path: str | Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Checks that the named tensors are there with the given shapes; None stands for any length."""
     for name, shape in shapes.items():
@@ -111,17 +149,23 @@ def _spell(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
-def _read(path: Path) -> bytes:
+def _opened(path: Path) -> BinaryIO:
     if path.is_dir():
         raise FormatError(path, "", "a safetensors file", "a directory")
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError as error:
         raise AvtoolError(f"{path}: no such file", "check the path") from error
 
 
-def _header(path: Path, content: bytes) -> dict:
-    """The JSON header of a safetensors file, after refusing what only bears its name."""
+def _read(path: Path) -> bytes:
+    with _opened(path) as handle:
+        return handle.read()
+
+
+def _header(path: Path, content: bytes, total: int | None = None) -> dict:
+    """The JSON header of a safetensors file of `total` bytes (those of `content`), after refusing what only bears its name."""
+    total = len(content) if total is None else total
     # The first byte alone says little: it may be a header's length, which has zeros at its end.
     is_pickle = content[:1] == b"\x80" and content[1:2] <= b"\x05" and content[2:8].strip(b"\0") != b""
     if is_pickle or content[:4] == b"PK\x03\x04":
@@ -130,8 +174,11 @@ def _header(path: Path, content: bytes) -> dict:
             "export the tensors as safetensors",
         )
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8:
-        found = f"{len(content)} bytes that do not hold a full header"
+    if total < 8 or length > total - 8:
+        for start, found in _LOOKS.items():
+            if content.startswith(start):
+                raise FormatError(path, "", "a safetensors file", found)
+        found = f"{total} bytes that do not hold a full header"
         raise FormatError(path, "", "a complete safetensors file", found, "write or copy it again")
     try:
         header = json.loads(content[8 : 8 + length])
@@ -143,11 +190,21 @@ def _header(path: Path, content: bytes) -> dict:
 
 
 def _check_schema(path: Path, schema: str | None, kind: str, version: int) -> None:
-    expected = f"{kind}/{version}"
-    if not schema:
-        raise FormatError(path, SCHEMA_KEY, expected, "no schema", f"pass a {kind} file written by avtool")
-    found_kind, _, number = schema.partition("/")
+    found_kind, _, number = (schema or "").partition("/")
     if found_kind != kind or not number.isdigit():
-        raise FormatError(path, SCHEMA_KEY, expected, schema, f"pass a {kind} file written by avtool")
+        raise _other_kind(path, schema, (kind,), version)
     if int(number) > version:
-        raise FormatError(path, SCHEMA_KEY, expected, schema, "a newer avtool wrote it: upgrade avtool")
+        raise FormatError(path, SCHEMA_KEY, f"{kind}/{version}", schema, "a newer avtool wrote it: upgrade avtool")
+
+
+def _other_kind(path: Path, schema: str | None, kinds: Sequence[str], version: int = 1) -> FormatError:
+    """The error for a file that is none of `kinds`: what it is, and where the others come from."""
+    expected = " or ".join(_named(f"{kind}/{version}") for kind in kinds)
+    found = _named(schema) if schema else "a safetensors file without avtool.schema, of another program"
+    return FormatError(path, "", expected, found, "; ".join(_MADE_BY[kind] for kind in kinds if kind in _MADE_BY))
+
+
+def _named(schema: str) -> str:
+    """"avatar/1" as "an avatar (avatar/1)"."""
+    kind = schema.partition("/")[0]
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind} ({schema})"

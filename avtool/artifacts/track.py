@@ -129,8 +129,10 @@ class Track:
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
+            from .tensors import artifact_name  # torch is not needed to read a track
+
             hint = "make a track with: avtool track photos/ -o track.json"
-            raise FormatError(path, "", "a track (JSON text)", "binary data", hint) from error
+            raise FormatError(path, "", "a track (JSON text)", artifact_name(content) or "binary data", hint) from error
         return _from_text(text, str(path), path.parent, head)
 
     def save(self, path: str | Path, force: bool = False) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import AvtoolError
 from .detector import Face, FaceDetector
 from .models import load_model
 from .regions import Roi, sample_roi
@@ -122,9 +123,11 @@ class FaceTracker:
 
     Args:
         device: where they run.
+        one_face: several faces in one picture are an error, instead of a warning that the largest is taken.
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu", one_face: bool = False) -> None:
+        self.one_face = one_face
         self.detector = FaceDetector(device)
         self.landmarker = FaceLandmarker(device)
 
@@ -150,7 +153,7 @@ class FaceTracker:
             for face in faces:
                 landmarks = self.landmarker(image, face.roi, passes=2)
                 if landmarks.presence >= MIN_PRESENCE:
-                    return _accept(landmarks, face, faces, name)
+                    return self._accept(landmarks, face, faces, name)
         return None
 
     def track(self, frames: Iterable[np.ndarray], name: str = "video") -> Iterator[Landmarks | None]:
@@ -161,24 +164,25 @@ class FaceTracker:
             roi = landmarks.roi if landmarks else None
             yield landmarks
 
+    def _accept(self, landmarks: Landmarks, chosen: Face, faces: list[Face], name: str) -> Landmarks | None:
+        """Warns about rivals, or refuses them; refuses a face that is too small to be measured."""
+        bounds = landmarks.bounds
+        pixels = min(bounds[2] - bounds[0], bounds[3] - bounds[1])
+        if pixels < MIN_FACE_PIXELS:
+            logger.warning(
+                "%s: the face is only %d pixels wide, expected at least %d: use a larger photo", name, pixels, MIN_FACE_PIXELS
+            )
+            return None
+        rivals = [face for face in faces if face.score >= SURE_SCORE and face.size >= RIVAL_SIZE * chosen.size]
+        if len(rivals) > 1 and self.one_face:
+            raise AvtoolError(f"{name}: expected one face, found {len(rivals)}", "crop the photo to the person that you mean")
+        if len(rivals) > 1:
+            logger.warning("%s: found %d faces, using the largest: crop the photo to choose another", name, len(rivals))
+        return landmarks
+
 
 def _inside(landmarks: Landmarks, image: np.ndarray) -> bool:
     """Whether most of the face lies in the image; a lost track drifts out of it."""
     height, width = image.shape[:2]
     mesh = landmarks.points[:NUM_MESH, :2]
     return bool(((mesh >= 0) & (mesh <= (width, height))).all(1).mean() > 0.5)
-
-
-def _accept(landmarks: Landmarks, chosen: Face, faces: list[Face], name: str) -> Landmarks | None:
-    """Warns about rivals; refuses a face that is too small to be measured."""
-    bounds = landmarks.bounds
-    pixels = min(bounds[2] - bounds[0], bounds[3] - bounds[1])
-    if pixels < MIN_FACE_PIXELS:
-        logger.warning(
-            "%s: the face is only %d pixels wide, expected at least %d: use a larger photo", name, pixels, MIN_FACE_PIXELS
-        )
-        return None
-    rivals = [face for face in faces if face.score >= SURE_SCORE and face.size >= RIVAL_SIZE * chosen.size]
-    if len(rivals) > 1:
-        logger.warning("%s: found %d faces, using the largest: crop the photo to choose another", name, len(rivals))
-    return landmarks

@@ -6,6 +6,7 @@ so that pixel centers stay at +0.5 and the intrinsics of the crop are exact.
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -173,15 +174,16 @@ def _resize(matte: np.ndarray, size: int) -> np.ndarray:
 
 
 class _StoredMattes:
-    """Mattes (s, s) uint8 out of the track's matte video, which has one frame for each frame of the track.
+    """Mattes (s, s) uint8 that a fresh TrackResult still holds, or out of the track's matte video; either has one for each frame.
 
-    It is read as far as is asked for: in ascending order, nothing but the matte that is taken is ever held.
+    The video is read as far as is asked for: in ascending order, nothing but the matte that is taken is ever held.
     """
 
     def __init__(self, track: Track, indices: Sequence[int]) -> None:
         self._frames: Iterator[tuple[int, np.ndarray]] | None = None
         self._passed: dict[int, np.ndarray] = {}
-        if track.mattes_video is None or not indices:
+        self._held = getattr(track, "matte_images", ())
+        if any(self._held) or track.mattes_video is None or not indices:
             return
         path = track.resolve(track.mattes_video)
         if not path.exists():
@@ -189,7 +191,9 @@ class _StoredMattes:
         self._frames = read_frames(path, indices)
 
     def take(self, idx: int) -> np.ndarray | None:
-        """The matte of one of the indices, once; None when the track has no matte video."""
+        """The matte of one of the indices, once; None when nothing is stored."""
+        if any(self._held):
+            return np.asarray(Image.open(io.BytesIO(self._held[idx])))
         if self._frames is None:
             return None
         while idx not in self._passed:

@@ -97,11 +97,22 @@ class Portrait(nn.Module):
     def planes(self, encoded: Encoded, source_motion: Tensor | None, driver_motion: Tensor | None) -> Tensor:
         """Tri-planes (B, 3, C, P, P) in canonical space. Motions are (B, M); None turns their cross-attention off, and
         without both this is the static network Psi_3d. One source goes with any number of drivers."""
-        for motion in (source_motion, driver_motion):
-            if motion is not None and motion.shape[1:] != (self.config.motion_size,):
-                raise ValueError(f"motion must be (B, {self.config.motion_size}), found {tuple(motion.shape)}")
-        tokens = self.transformer(encoded.tokens, source_motion, driver_motion)
-        return self.decoder(tokens, encoded.detail.expand(len(tokens), -1, -1, -1))
+        return self.drive(self.neutralize(encoded, source_motion), driver_motion)
+
+    def neutralize(self, encoded: Encoded, source_motion: Tensor | None) -> Encoded:
+        """The first half of planes(): a source without its expression, the same for every driver."""
+        self._check_motion(source_motion)
+        return Encoded(self.transformer.neutralize(encoded.tokens, source_motion), encoded.detail)
+
+    def drive(self, neutral: Encoded, driver_motion: Tensor | None) -> Tensor:
+        """The second half of planes(): a neutralized source with a driver's expression, (B, 3, C, P, P)."""
+        self._check_motion(driver_motion)
+        tokens = self.transformer.reenact(neutral.tokens, driver_motion)
+        return self.decoder(tokens, neutral.detail.expand(len(tokens), -1, -1, -1))
+
+    def _check_motion(self, motion: Tensor | None) -> None:
+        if motion is not None and motion.shape[1:] != (self.config.motion_size,):
+            raise ValueError(f"motion must be (B, {self.config.motion_size}), found {tuple(motion.shape)}")
 
     def render(
         self,

@@ -6,7 +6,6 @@ Pictures are read, drawn and written a few at a time. Shapes: B real pictures at
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from avtool.portrait.synthesizers import Draw, Synthesizer, on_gray
 from avtool.prior.drive import Driver, check_head_model
 from avtool.prior.evaluate import spread
 from avtool.prior.photos import beyond_photo
-from avtool.tracking import save_track
 
 Progress = Callable[[int, int, str], None]
 
@@ -98,11 +96,10 @@ def make_pseudo_views(
     synthesizer.check_size(size)
     indices = chosen_frames(source, options)
     with open_data_set(output) as directory:
-        stored = _with_mattes(track, directory / "tracking")
         writer = DataSetWriter(directory, track, size)
         rows = MontageRows(set(spread(len(indices), MONTAGE_ROWS)), options.threshold)
         done = 0
-        for chosen, samples in stream_samples(stored, indices, size, READ_AT_ONCE):
+        for chosen, samples in stream_samples(track, indices, size, READ_AT_ONCE):
             for instant in _instants(track, chosen, samples, done, synthesizer, options):
                 writer.add(instant)
                 rows.add(instant)
@@ -119,7 +116,6 @@ def make_pseudo_views(
             )
         rows.save(directory / "montage.png")
         writer.finish(description(synthesizer, options, size), UNIT)
-        shutil.rmtree(directory / "tracking", ignore_errors=True)
     return report
 
 
@@ -130,15 +126,6 @@ def chosen_frames(source: Driver, options: PseudoOptions) -> list[int]:
         raise AvtoolError(f"{source.name}: expected real pictures, found pseudo ones only", "name the track that they were made from")
     thinned = source.tracking_seconds is not None and source.is_clip
     return real[:: 1 if thinned else options.every][: options.max_frames]
-
-
-def _with_mattes(track: Track, directory: Path) -> Track:
-    """The same track, with the mattes that one made just now still has in memory as files below a directory."""
-    if not any(getattr(track, "matte_images", ())):
-        return track
-    directory.mkdir()
-    save_track(track, directory / "track.json")
-    return Track.load(directory / "track.json")
 
 
 def description(synthesizer: Synthesizer, options: PseudoOptions, size: int) -> dict[str, object]:

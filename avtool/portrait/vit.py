@@ -91,12 +91,21 @@ class Transformer(nn.Module):
 
         A batch of one goes with any number of motions: what they share is computed once.
         """
-        x = x + self.position
-        for blocks, embedding in ((self.neutralizing, source_motion), (self.reenacting, driver_motion)):
-            motion = None if embedding is None else self.motion(embedding)
-            if motion is not None and len(x) != len(motion):
-                count = max(len(x), len(motion))
-                x, motion = x.expand(count, -1, -1), motion.expand(count, -1, -1)
-            for block in blocks:
-                x = block(x, motion)
-        return self.norm(x)
+        return self.reenact(self.neutralize(x, source_motion), driver_motion)
+
+    def neutralize(self, x: Tensor, source_motion: Tensor | None) -> Tensor:
+        """The first half: tokens (B, N, D) of a source without its expression."""
+        return self._through(self.neutralizing, x + self.position, source_motion)
+
+    def reenact(self, neutral: Tensor, driver_motion: Tensor | None) -> Tensor:
+        """The second half: neutral tokens (B, N, D) with a driver's expression."""
+        return self.norm(self._through(self.reenacting, neutral, driver_motion))
+
+    def _through(self, blocks: nn.ModuleList, x: Tensor, embedding: Tensor | None) -> Tensor:
+        motion = None if embedding is None else self.motion(embedding)
+        if motion is not None and len(x) != len(motion):
+            count = max(len(x), len(motion))
+            x, motion = x.expand(count, -1, -1), motion.expand(count, -1, -1)
+        for block in blocks:
+            x = block(x, motion)
+        return x

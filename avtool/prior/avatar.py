@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from avtool.artifacts.tensors import load_tensors, require, save_tensors
+from avtool.artifacts.track import Track
 from avtool.errors import FormatError
 from avtool.gaussians.container import Gaussians
 from avtool.gaussians.rig import carry_means
 from avtool.gaussians.seeding import PointBinding
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.gapnet import GapNet, Geometry
+from avtool.prior.motion import Motion
+from avtool.prior.puppet import batch_within
 from avtool.prior.refiner import Refiner
 from avtool.prior.storage import (
     binding_tensors,
@@ -119,6 +123,22 @@ class Avatar:
         colors, alphas = render_channels(gaussians, viewmats, Ks, width, height, backend)
         image, _ = finish(colors, alphas, refiner, color)
         return image.clamp(0, 1), alphas
+
+    def watch(self, motion: Motion, track: Track, sources: Sequence[int]) -> Motion:
+        """As Puppet: tracked parameters are all that an avatar needs of a driver."""
+        return motion
+
+    def frames_at_once(self, size: int, refine: bool) -> int:
+        """As Puppet. A frame's largest moment is the refiner's first layer: its input and output and their copies in the network's
+        layout, about three times the rendered channels (measured at 256 to 1024 pixels)."""
+        channels = self.gapnet.config.appearance_channels if refine else 3
+        return batch_within(3 * 4 * channels * size * size, self.device)
+
+    @torch.no_grad()
+    def perform(self, motion: Motion, size: int, background: Tensor, refine: bool) -> tuple[Tensor, Tensor]:
+        """As Puppet."""
+        params = self.params_for(motion.expression, motion.neck, motion.head, motion.jaw, motion.eyes)
+        return self.render(params, motion.viewmats, motion.Ks, size, size, background=background, refine=refine)
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Write an "avatar/1" file."""

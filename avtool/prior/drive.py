@@ -1,4 +1,4 @@
-"""What drives an avatar: a video, photos or a track, read into a Track; its framing; its pictures for a comparison.
+"""What drives a person: a video, photos or a track, read into a Track; its framing; its pictures for a comparison.
 
 Shapes: T frames; crops (T, 3) x0, y0, size in pixels of the full image; pictures (S, S, 3) uint8.
 """
@@ -61,7 +61,7 @@ def load_driver(
 
     Args:
         sources: one video, one track.json, one directory of photos, "-" (a track on standard input), or photos.
-        head: the avatar's head model; a track of another one is refused.
+        head: the head model of who is driven; a track of another one is refused.
         seed: of the tracker.
         max_frames: of a video; None tracks all of it.
         progress: called with (done, total, message) while tracking.
@@ -74,9 +74,7 @@ def load_driver(
         track = Track.load(sources[0], head)
         check_head_model(track, head.model_id, sources[0])
         return Driver(track, None, sources[0])
-    for source in sources:
-        if not Path(source).exists():
-            raise AvtoolError(f"{source}: no such file", "name a video, photos, a directory of photos or a track.json")
+    check_driver(sources)
     started = time.perf_counter()
     if len(sources) == 1 and first.is_file() and first.suffix.lower() not in PHOTO_SUFFIXES:
         from avtool.tracking import TrackingOptions, track_video
@@ -92,12 +90,19 @@ def load_driver(
     return Driver(track, time.perf_counter() - started, sources[0])
 
 
+def check_driver(sources: Sequence[str]) -> None:
+    """Refuses a driver that is not there."""
+    for source in sources:
+        if source != "-" and not Path(source).exists():
+            raise AvtoolError(f"{source}: no such file", "name a video, photos, a directory of photos or a track.json")
+
+
 def check_head_model(track: Track, model_id: str, name: str) -> None:
-    """Refuses a track whose coefficients mean something else than the avatar's or portrait's."""
+    """Refuses a track whose coefficients mean something else than those of who is driven."""
     if track.head_model != model_id:
         raise AvtoolError(
             f"{name}: made with head model {track.head_model}, {model_id} is needed",
-            "track again with the head model of the avatar or portrait",
+            "track again with that head model",
         )
 
 

@@ -8,7 +8,8 @@ known) and pure: a Motion goes in, a Motion comes out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,10 @@ ORBIT_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class Motion:
-    """A clip's parameters; `fps` is None for photos, which have no course in time to filter."""
+    """A clip's parameters; `fps` is None for photos, which have no course in time to filter.
+
+    embedding (T, M) is what a one-shot portrait's encoder saw in the driver's pictures, where it reads pictures; else None.
+    """
 
     expression: Tensor
     neck: Tensor
@@ -52,9 +56,21 @@ class Motion:
     viewmats: Tensor
     Ks: Tensor
     fps: float | None
+    embedding: Tensor | None = None
 
     def __len__(self) -> int:
         return self.expression.shape[0]
+
+    def __getitem__(self, part: slice) -> Motion:
+        return self._each(lambda values: values[part])
+
+    def to(self, device: torch.device | str) -> Motion:
+        """All tensors on `device`."""
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Motion:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fps"}
+        return replace(self, **{name: change(values) for name, values in tensors.items() if values is not None})
 
 
 def smooth(motion: Motion) -> Motion:

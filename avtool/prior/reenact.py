@@ -1,4 +1,6 @@
-"""Drive an avatar: a driver's motion, made this person's, rendered frame by frame into a video or PNGs.
+"""Drive a person: a driver's motion, made this person's, rendered frame by frame into a video or PNGs.
+
+The person is a Puppet: an avatar, or a portrait of one photo.
 
 Shapes: T frames; images (B, S, S, 3) in [0, 1]; world is the head model's space in meters.
 """
@@ -18,7 +20,6 @@ from torch import Tensor
 
 from avtool.cameras import crop_intrinsics, intrinsics, project
 from avtool.errors import AvtoolError
-from avtool.prior.avatar import Avatar
 from avtool.prior.drive import Driver, driver_motion, driver_pictures, steady_crops
 from avtool.prior.motion import (
     MIN_NEUTRAL_FRAMES,
@@ -32,6 +33,7 @@ from avtool.prior.motion import (
     resample_positions,
     smooth,
 )
+from avtool.prior.puppet import Puppet
 from avtool.prior.sinks import open_sink, parse_background
 
 Progress = Callable[[int, int, str], None]
@@ -40,8 +42,6 @@ CAMERA_DISTANCE = 1.1  # metres: a portrait distance, where faces do not bulge
 CAMERA_MARGIN = 2.3  # side of the square in landmark extents: hair, neck and the shoulders' start
 SAME_PERSON_MM = 1.0  # two fits of one face differ by less than this, two people by about 2.5 mm RMS
 PHOTO_FPS = 2.0
-MAX_BATCH = 8  # more frames at once are no faster on two cores
-CPU_BATCH_BYTES, GPU_BATCH_BYTES = 1 << 28, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,17 @@ class ReenactOptions:
     transfer: Literal["auto", "relative", "absolute"] = "auto"
     smooth: bool = True
     refine: bool = True
-    batch_size: int | None = None  # None: as many as `frames_at_once` allows
+    batch_size: int | None = None  # None: as many as Puppet.frames_at_once() allows
     max_frames: int | None = None
 
 
 @dataclass(frozen=True)
 class ReenactReport:
-    """What was done. Rates count whole frames in the output file per second of wall time, encoding included."""
+    """What was done. Rates count whole frames in the output file per second of wall time, encoding included.
+
+    source_seconds: what a photo took to be tracked and encoded; tracking_seconds: the driver's. The rate with tracking counts both;
+    None where a track was made beforehand, or of a source where there is none.
+    """
 
     frames: int
     fps: float
@@ -70,6 +74,7 @@ class ReenactReport:
     transfer: str
     render_seconds: float
     frames_per_second: float
+    source_seconds: float | None
     tracking_seconds: float | None
     frames_per_second_with_tracking: float | None
 
@@ -85,18 +90,28 @@ class Plan:
 
 
 def reenact(
-    avatar: Avatar, driver: Driver, output: Path, options: ReenactOptions, progress: Progress | None = None
+    puppet: Puppet,
+    driver: Driver,
+    output: Path,
+    options: ReenactOptions,
+    progress: Progress | None = None,
+    source_seconds: float | None = None,
 ) -> ReenactReport:
-    """Renders the avatar driven by `driver` into `output` (a video, a directory or a pattern of PNGs)."""
+    """Renders the puppet driven by `driver` into `output` (a video, a directory or a pattern of PNGs).
+
+    Args:
+        progress: called with (done, total, message).
+        source_seconds: what making the puppet of a photo took, for the report.
+    """
     background = parse_background(options.background, options.size)
-    plan = plan_motion(avatar, driver, options)
+    started = time.perf_counter()
+    plan = plan_motion(puppet, driver, options)
     total = len(plan.motion)
     pictures = driver_pictures(driver.track, plan.crops, plan.sources, options.size) if options.side_by_side else None
     width = options.size * (2 if options.side_by_side else 1)
     fps = plan.motion.fps or PHOTO_FPS
-    started = time.perf_counter()
     with open_sink(output, fps, (width, options.size), driver.video, driver.track.frames[0].timestamp or 0.0) as sink:
-        for done, frame in enumerate(render_frames(avatar, plan.motion, background, options), start=1):
+        for done, frame in enumerate(render_frames(puppet, plan.motion, background, options), start=1):
             sink.write(frame if pictures is None else np.concatenate([next(pictures), frame], axis=1))
             if progress is not None:
                 progress(done, total, f"{done / (time.perf_counter() - started):.1f} frames/s")
@@ -109,20 +124,21 @@ def reenact(
         transfer=plan.transfer,
         render_seconds=seconds,
         frames_per_second=total / seconds,
+        source_seconds=source_seconds,
         tracking_seconds=tracked,
-        frames_per_second_with_tracking=None if tracked is None else total / (seconds + tracked),
+        frames_per_second_with_tracking=None if tracked is None else total / (seconds + tracked + (source_seconds or 0.0)),
     )
 
 
-def plan_motion(avatar: Avatar, driver: Driver, options: ReenactOptions) -> Plan:
+def plan_motion(puppet: Puppet, driver: Driver, options: ReenactOptions) -> Plan:
     """The driver's motion filtered, transferred to this person, seen by the chosen camera, at the chosen rate."""
     track = driver.track
     crops = steady_crops(track)
     motion = driver_motion(track, crops, options.size)
     if options.smooth:
         motion = smooth(motion)
-    names = avatar.head.expression_names
-    transfer = choose_transfer(avatar, driver, options.transfer)
+    names = puppet.head.expression_names
+    transfer = choose_transfer(puppet, driver, options.transfer)
     if transfer == "relative":
         motion = relative_expression(motion, names)
     if has_unit_expressions(names):
@@ -137,14 +153,15 @@ def plan_motion(avatar: Avatar, driver: Driver, options: ReenactOptions) -> Plan
     if options.max_frames is not None and len(motion) > options.max_frames:
         motion, sources = _first(motion, options.max_frames), sources[: options.max_frames]
     if options.camera != "driver":
-        viewmat, K, center = neutral_camera(avatar, options.size)
+        viewmat, K, center = neutral_camera(puppet, options.size)
         motion = hold_bust(motion, viewmat, K)
         if options.camera == "orbit":
             motion = orbit(motion, center, CAMERA_DISTANCE)
+    motion = puppet.watch(motion, track, sources)
     return Plan(motion, sources, crops, transfer)
 
 
-def choose_transfer(avatar: Avatar, driver: Driver, wanted: str) -> str:
+def choose_transfer(puppet: Puppet, driver: Driver, wanted: str) -> str:
     """"relative" or "absolute": auto compares the faces, and few frames do not show a driver's neutral."""
     if len(driver.track.frames) < MIN_NEUTRAL_FRAMES:
         if wanted == "relative":
@@ -155,23 +172,23 @@ def choose_transfer(avatar: Avatar, driver: Driver, wanted: str) -> str:
         return "absolute"
     if wanted != "auto":
         return wanted
-    return "absolute" if face_distance_mm(avatar, driver) < SAME_PERSON_MM else "relative"
+    return "absolute" if face_distance_mm(puppet, driver) < SAME_PERSON_MM else "relative"
 
 
-def face_distance_mm(avatar: Avatar, driver: Driver) -> float:
-    """RMS distance of the avatar's and the driver's neutral landmarks on the mesh, best shift removed, in millimetres."""
-    head = avatar.head
+def face_distance_mm(puppet: Puppet, driver: Driver) -> float:
+    """RMS distance of the puppet's and the driver's neutral landmarks on the mesh, best shift removed, in millimetres."""
+    head = puppet.head
     theirs = driver.track.params([0]).to(head.template.device).neutral()
     with torch.no_grad():
-        ours = _landmarks(avatar)
+        ours = _landmarks(puppet)
         other = head.landmarks(head(theirs).vertices)[0]
     difference = (ours - ours.mean(0)) - (other - other.mean(0))
     return 1000 * float(difference.square().sum(-1).mean().sqrt())
 
 
-def neutral_camera(avatar: Avatar, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The avatar's own frontal portrait camera: viewmat (4, 4), K (3, 3) for `size` pixels, the point it looks at (3,)."""
-    points = _landmarks(avatar).cpu()
+def neutral_camera(puppet: Puppet, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The puppet's own frontal portrait camera: viewmat (4, 4), K (3, 3) for `size` pixels, the point it looks at (3,)."""
+    points = _landmarks(puppet).cpu()
     center = (points.amin(0) + points.amax(0)) / 2
     viewmat = torch.eye(4)
     viewmat[:3, :3] = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
@@ -185,47 +202,25 @@ def neutral_camera(avatar: Avatar, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return viewmat, crop_intrinsics(K, square, size), center
 
 
-def frames_at_once(size: int, channels: int, device: torch.device) -> int:
-    """How many frames of `size` pixels a batch may hold, from 1 to MAX_BATCH.
-
-    A frame's largest moment is the network's first layer: its input and output and their copies in the network's layout,
-    about three times the rendered channels (measured at 256 to 1024 pixels).
-    """
-    budget = CPU_BATCH_BYTES if device.type == "cpu" else GPU_BATCH_BYTES
-    return max(1, min(MAX_BATCH, budget // (3 * 4 * channels * size * size)))
-
-
 def render_frames(
-    avatar: Avatar, motion: Motion, background: Tensor, options: ReenactOptions
+    puppet: Puppet, motion: Motion, background: Tensor, options: ReenactOptions
 ) -> Iterator[NDArray[np.uint8]]:
     """(S, S, 3) uint8 frames in order, rendered in batches so that memory does not grow with the clip."""
-    device = avatar.head.template.device
-    solid = background if background.dim() == 1 else torch.zeros(3)
-    channels = avatar.gapnet.config.appearance_channels if options.refine else 3
-    count = options.batch_size or frames_at_once(options.size, channels, device)
+    device = puppet.head.device
+    background = background.to(device)
+    solid = background if background.dim() == 1 else torch.zeros(3, device=device)
+    count = options.batch_size or puppet.frames_at_once(options.size, options.refine)
     for start in range(0, len(motion), count):
-        part = slice(start, start + count)
-        fields = (motion.expression, motion.neck, motion.head, motion.jaw, motion.eyes)
-        params = avatar.params_for(*(field[part].to(device) for field in fields))
-        with torch.no_grad():
-            images, alphas = avatar.render(
-                params,
-                motion.viewmats[part].to(device),
-                motion.Ks[part].to(device),
-                options.size,
-                options.size,
-                background=solid.to(device),
-                refine=options.refine,
-            )
-            if background.dim() == 3:
-                images = images + (1 - alphas) * background.to(device)
+        images, alphas = puppet.perform(motion[start : start + count].to(device), options.size, solid, options.refine)
+        if background.dim() == 3:
+            images = images + (1 - alphas) * background
         yield from (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def _landmarks(avatar: Avatar) -> Tensor:
-    """(L, 3) landmarks of the avatar's neutral mesh."""
-    head = avatar.head
-    params = avatar.identity_params.neutral()
+def _landmarks(puppet: Puppet) -> Tensor:
+    """(L, 3) landmarks of the puppet's neutral mesh."""
+    head = puppet.head
+    params = puppet.identity_params.neutral()
     with torch.no_grad():
         return head.landmarks(head(params).vertices).reshape(-1, 3)
 

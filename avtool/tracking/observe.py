@@ -56,10 +56,13 @@ class Observer:
         device: where they run.
         mattes: whether mattes are wanted.
         matte_side: side of the stored mattes; None follows the crop.
+        one_face: as for FaceTracker.
     """
 
-    def __init__(self, device: str = "cpu", mattes: bool = True, matte_side: int | None = None) -> None:
-        self.faces = FaceTracker(device)
+    def __init__(
+        self, device: str = "cpu", mattes: bool = True, matte_side: int | None = None, one_face: bool = False
+    ) -> None:
+        self.faces = FaceTracker(device, one_face)
         self.cutter = HeadMatte(device) if mattes else None
         self.matte_side = matte_side
 

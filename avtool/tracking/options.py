@@ -17,6 +17,7 @@ class TrackingOptions:
         mattes: cut the head out of its background. A driver needs none.
         max_frames: of a video, after ``stride``; None for all.
         stride: take every n-th frame of a video.
+        one_face: a photo with several faces is an error; otherwise the largest is taken, with a warning.
         seed: of random choices (which points the photometric stage draws).
         device: where the networks run.
     """
@@ -27,6 +28,7 @@ class TrackingOptions:
     mattes: bool = True
     max_frames: int | None = None
     stride: int = 1
+    one_face: bool = False
     seed: int = 0
     device: str = "cpu"
 

@@ -154,7 +154,7 @@ def bust_view(observed: Observed, fit: Fit, k: int, camera: int) -> BustView:
 def _observe(paths: list[Path], options: TrackingOptions, say: Progress) -> list[Photo]:
     if not paths:
         raise AvtoolError("no photos to track", "name image files or a directory of them")
-    observer = Observer(options.device, options.mattes)
+    observer = Observer(options.device, options.mattes, one_face=options.one_face)
     photos, problems = [], []
     for number, path in enumerate(paths):
         say(number, len(paths), path.name)

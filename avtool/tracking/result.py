@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,11 @@ class TrackResult(Track):
     """A Track that still holds its mattes (PNG bytes, one for each frame) in memory; ``save_track`` stores them."""
 
     matte_images: tuple[bytes | None, ...] = ()
+
+    def select(self, indices: Sequence[int]) -> TrackResult:
+        """The track of some of its frames, with their mattes."""
+        held = tuple(self.matte_images[i] for i in indices) if self.matte_images else ()
+        return replace(self, frames=[self.frames[i] for i in indices], mattes_video=None, matte_images=held)
 
 
 def make_frame(
