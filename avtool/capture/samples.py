@@ -182,7 +182,7 @@ class _StoredMattes:
     def __init__(self, track: Track, indices: Sequence[int]) -> None:
         self._frames: Iterator[tuple[int, np.ndarray]] | None = None
         self._passed: dict[int, np.ndarray] = {}
-        self._held = getattr(track, "matte_images", ())
+        self._held: tuple[bytes | None, ...] = getattr(track, "matte_images", ()) if indices else ()
         if any(self._held) or track.mattes_video is None or not indices:
             return
         path = track.resolve(track.mattes_video)
@@ -193,7 +193,8 @@ class _StoredMattes:
     def take(self, idx: int) -> np.ndarray | None:
         """The matte of one of the indices, once; None when nothing is stored."""
         if any(self._held):
-            return np.asarray(Image.open(io.BytesIO(self._held[idx])))
+            held = self._held[idx]
+            return None if held is None else np.asarray(Image.open(io.BytesIO(held)))
         if self._frames is None:
             return None
         while idx not in self._passed:
