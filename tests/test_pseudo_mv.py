@@ -23,6 +23,7 @@ from avtool.head import HeadParams
 from avtool.portrait.config import PRESETS
 from avtool.portrait.dataset import MotionSampler, load_portrait_set
 from avtool.portrait.network import Portrait
+from avtool.portrait.oneshot import resampled
 from avtool.portrait.pseudo import THRESHOLD, PseudoOptions, chosen_frames, disagreement, make_pseudo_views
 from avtool.portrait.pseudo_cameras import head_centers, turned_viewmats, view_angles
 from avtool.portrait.pseudo_files import check_place, straight
@@ -294,12 +295,10 @@ def test_a_portrait_draws_what_it_was_shown(avatar: Avatar, portrait: Path, tmp_
     assert bool((images <= alphas + 0.35).all()), "premultiplied"
     assert torch.equal(images[0], images[2])
     params, gray = samples.params[2:], samples.images[2:] * samples.mattes[2:] + 0.5 * (1 - samples.mattes[2:])
-    small = torch.nn.functional.interpolate(gray.movedim(-1, 1), (32, 32), mode="bilinear", antialias=True).movedim(1, -1)
+    half = samples.Ks[2:] * torch.tensor((0.5, 0.5, 1.0))[:, None]  # the network draws 32 pixels a side
     with torch.no_grad():
-        direct = network.eval()(small, None, None, params, samples.viewmats[2:], samples.Ks[2:], 64)
-    assert torch.allclose(direct.image[0], images[0], atol=1e-4)
-    with pytest.raises(ValueError, match="multiple of"):
-        drawing.check_size(33)
+        direct = network.eval()(resampled(gray, 32), None, None, params, samples.viewmats[2:], half)
+    assert torch.allclose(resampled(direct.image, 64)[0], images[0], atol=1e-4)
 
 
 def test_the_command_with_a_portrait_on_toy_people(avatar: Avatar, portrait: Path, tmp_path: Path, avtool) -> None:

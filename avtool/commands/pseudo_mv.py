@@ -98,7 +98,6 @@ def pseudo_mv_command(
     started = time.monotonic()
     head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
     drawing = _load(file, avatar is not None, options.resolve_device(device), head)
-    drawing.check_size(size or drawing.size)
     with console.progress("tracking", quiet) as step:
         source = load_driver(
             inputs, drawing.head.to("cpu"), seed=seed, max_frames=max_frames, progress=step, looks=True, stride=every, person=drawing.person

@@ -93,7 +93,6 @@ def make_pseudo_views(
     track = source.track
     check_head_model(track, synthesizer.head.model_id, source.name)
     size = options.size or synthesizer.size
-    synthesizer.check_size(size)
     indices = chosen_frames(source, options)
     with open_data_set(output) as directory:
         writer = DataSetWriter(directory, track, size)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.track import Track
@@ -17,14 +16,14 @@ from avtool.capture.samples import Samples
 from avtool.head import HeadModel
 from avtool.portrait.dataset import SOURCE_BACKGROUND
 from avtool.portrait.network import Portrait
+from avtool.portrait.oneshot import frame_bytes, resampled
 from avtool.prior.avatar import Avatar
-from avtool.prior.reenact import frames_at_once
+from avtool.prior.puppet import batch_within
 
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Which real pictures (P,) to show by cameras viewmats (P, 4, 4), Ks (P, 3, 3) -> images (P, S, S, 3), coverage (P, S, S, 1)."""
 
 AVATAR_SIZE = 256  # of pictures of an avatar, which has no size of its own
-_CPU_BYTES, _GPU_BYTES = 1 << 28, 1 << 32
 
 
 class Synthesizer(Protocol):
@@ -39,10 +38,6 @@ class Synthesizer(Protocol):
     size: int
     person: Track | None
     stage: str
-
-    def check_size(self, size: int) -> None:
-        """ValueError when it cannot draw pictures of this size."""
-        ...
 
     def batch(self, size: int) -> int:
         """How many pictures it draws at once."""
@@ -62,44 +57,26 @@ class PortraitSynthesizer:
         self.portrait, self.head, self.size = portrait.eval(), head.to(portrait.device), portrait.config.size
         self.person, self.stage = None, portrait.metadata.get("stage", "")
 
-    def check_size(self, size: int) -> None:
-        """A multiple of what the super-resolution enlarges by."""
-        unit = 1 << self.portrait.upsampler.stages
-        if size % unit:
-            raise ValueError(f"size must be a multiple of {unit} for this portrait, found {size}")
-
     def batch(self, size: int) -> int:
-        """As many as the samples along the rays leave room for, from 1 to 16."""
-        config = self.portrait.config
-        rays = (size >> self.portrait.upsampler.stages) ** 2
-        width = max(config.hidden, 3 * config.plane_channels)
-        budget = _CPU_BYTES if self.portrait.device.type == "cpu" else _GPU_BYTES
-        # Planes' features, the hidden layer and its activation, in float32.
-        return max(1, min(16, budget // (3 * 4 * rays * (config.coarse + config.fine) * width)))
+        """As many as reenactment draws."""
+        return batch_within(frame_bytes(self.portrait.config, size), self.portrait.device)
 
     @torch.no_grad()
     def moments(self, samples: Samples) -> Draw:
         """Planes of every picture once."""
         device = self.portrait.device
-        sources = self._resized(on_gray(samples.images, samples.mattes).to(device))
+        sources = resampled(on_gray(samples.images, samples.mattes).to(device), self.size)
         planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in sources.split(8)])
         params, size = samples.params.to(device), samples.images.shape[1]
+        scale = torch.tensor((self.size / size, self.size / size, 1.0))[:, None]
 
         @torch.no_grad()
         def draw(which: Tensor, viewmats: Tensor, Ks: Tensor) -> tuple[Tensor, Tensor]:
             at = which.to(device)
-            drawn = self.portrait.render(planes[at], params[at], viewmats.to(device), Ks.to(device), size)
-            return drawn.image.cpu(), drawn.alpha.clamp(0, 1).cpu()
+            drawn = self.portrait.render(planes[at], params[at], viewmats.to(device), (Ks * scale).to(device))
+            return resampled(drawn.image, size).cpu(), resampled(drawn.alpha, size).cpu()
 
         return draw
-
-    def _resized(self, pictures: Tensor) -> Tensor:
-        if pictures.shape[1] == self.size:
-            return pictures
-        planes = F.interpolate(
-            pictures.movedim(-1, 1), (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-        )  # fmt: skip
-        return planes.movedim(1, -1).clamp(0, 1)
 
 
 class AvatarSynthesizer:
@@ -113,12 +90,9 @@ class AvatarSynthesizer:
         offsets = None if avatar.offsets is None else avatar.offsets.cpu().numpy()
         self.person = Track(avatar.head_model_id, avatar.identity.cpu().numpy(), [], offsets=offsets)
 
-    def check_size(self, size: int) -> None:
-        """Any will do."""
-
     def batch(self, size: int) -> int:
         """As many as reenactment draws."""
-        return frames_at_once(size, self.avatar.gapnet.config.appearance_channels, self.avatar.device)
+        return self.avatar.frames_at_once(size, refine=True)
 
     def moments(self, samples: Samples) -> Draw:
         """The tracked motion is all that is needed."""
