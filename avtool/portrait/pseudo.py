@@ -6,7 +6,7 @@ Pictures are read, drawn and written a few at a time. Shapes: B real pictures at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from avtool.capture.samples import Samples, stream_samples
 from avtool.errors import AvtoolError
 from avtool.portrait.dataset import SOURCE_BACKGROUND
 from avtool.portrait.pseudo_cameras import head_centers, turned_viewmats, view_angles
-from avtool.portrait.pseudo_files import DataSetWriter, Instant, MontageRows, open_data_set
+from avtool.portrait.pseudo_files import DataSetWriter, Instant, MontageRows, open_data_set, straight, to_bytes
 from avtool.portrait.synthesizers import Draw, Synthesizer, on_gray
 from avtool.prior.drive import Driver, check_head_model
 from avtool.prior.evaluate import spread
@@ -136,32 +136,35 @@ def description(synthesizer: Synthesizer, options: PseudoOptions, size: int) -> 
 
 def _instants(
     track: Track, chosen: list[int], samples: Samples, first: int, synthesizer: Synthesizer, options: PseudoOptions
-) -> list[Instant]:
-    """The moments of a few real pictures: their own view anew, and new views of those that agree."""
+) -> Iterator[Instant]:
+    """The moments of a few real pictures: their own view anew, and new views of those that agree, as many at once as fit."""
     draw, size = synthesizer.moments(samples), samples.images.shape[1]
     batch, count = synthesizer.batch(size), len(chosen)
-    every = torch.arange(count)
-    images, alphas = _drawn(draw, every, samples.viewmats, samples.Ks, batch)
+    images, alphas = _drawn(draw, torch.arange(count), samples.viewmats, samples.Ks, batch)
     assert samples.mattes is not None
-    beyond = beyond_photo(track, chosen, size)
-    found = disagreement(samples.images, samples.mattes, images, alphas, beyond)
-    agreeing = (found <= options.threshold).nonzero()[:, 0]
+    found = disagreement(samples.images, samples.mattes, images, alphas, beyond_photo(track, chosen, size)).tolist()
     viewmats = _new_cameras(synthesizer, samples, first, options)
-    which = agreeing.repeat_interleave(options.views)
-    views = _drawn(draw, which, viewmats[agreeing].flatten(0, 1), samples.Ks[which], batch) if len(which) else (images[:0], alphas[:0])
-    views = [x.unflatten(0, (len(agreeing), options.views)) if len(which) else x for x in views]
-    place = {int(k): at for at, k in enumerate(agreeing)}
-    instants = []
-    for k in range(count):
-        at = place.get(k)
-        instants.append(
-            Instant(
-                number=first + k, frame_idx=chosen[k], K=samples.Ks[k], disagreement=float(found[k]), image=samples.images[k],
-                matte=samples.mattes[k], again=on_gray_drawn(images[k], alphas[k]), viewmats=viewmats[k],
-                views=None if at is None else (views[0][at], views[1][at]),
-            )
-        )  # fmt: skip
-    return instants
+    again = on_gray_drawn(images, alphas)
+    group = max(1, batch // options.views)
+    for start in range(0, count, group):
+        part = range(start, min(start + group, count))
+        agreeing = [k for k in part if found[k] <= options.threshold]
+        views = {}
+        if agreeing:
+            which = torch.tensor(agreeing).repeat_interleave(options.views)
+            drawn = _pictures(draw, which, viewmats[agreeing].flatten(0, 1), samples.Ks[which], batch)
+            views = {k: drawn[i * options.views : (i + 1) * options.views] for i, k in enumerate(agreeing)}
+        for k in part:
+            yield Instant(
+                number=first + k, frame_idx=chosen[k], K=samples.Ks[k], disagreement=found[k], image=samples.images[k],
+                matte=samples.mattes[k], again=again[k], viewmats=viewmats[k], views=views.get(k),
+            )  # fmt: skip
+
+
+def _pictures(draw: Draw, which: Tensor, viewmats: Tensor, Ks: Tensor, batch: int) -> Tensor:
+    """Straight colors and coverage (P, S, S, 4) uint8: what is kept of pictures is their bytes."""
+    parts = zip(which.split(batch), viewmats.split(batch), Ks.split(batch))
+    return torch.cat([to_bytes(torch.cat((straight(*drawn), drawn[1]), -1)) for drawn in (draw(*part) for part in parts)])
 
 
 def _drawn(draw: Draw, which: Tensor, viewmats: Tensor, Ks: Tensor, batch: int) -> tuple[Tensor, Tensor]:

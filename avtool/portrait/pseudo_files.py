@@ -41,7 +41,7 @@ class Instant:
 
     number: place among the pictures that were tried; frame_idx: index in the track; K (3, 3) of the crop; disagreement of the real
     picture with `again`; image (S, S, 3), matte (S, S, 1) real; again (S, S, 3) its own view drawn anew, on gray; viewmats (N, 4, 4);
-    views: pictures (N, S, S, 3) premultiplied on black and coverage (N, S, S, 1), or None when the moment is left out.
+    views: straight colors and coverage (N, S, S, 4) uint8, or None when the moment is left out.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Instant:
     matte: Tensor
     again: Tensor
     viewmats: Tensor
-    views: tuple[Tensor, Tensor] | None
+    views: Tensor | None
 
 
 def check_place(output: Path, force: bool) -> None:
@@ -132,11 +132,11 @@ class DataSetWriter:
         if not kept:
             return
         real = self._frame(frame, instant, name)
-        self._save(name, instant.image, instant.matte)
+        self._save(name, to_bytes(torch.cat((instant.image, instant.matte), -1)))
         self.real.append(replace(real, landmarks=_in_crop(frame, instant.K)))
-        for j, (image, alpha) in enumerate(zip(*instant.views)):
+        for j, picture in enumerate(instant.views):
             view = f"{name}_view{j}"
-            self._save(view, straight(image, alpha), alpha, SYNTHETIC_NOTE)
+            self._save(view, picture, SYNTHETIC_NOTE)
             changes = {"viewmat": instant.viewmats[j].double().numpy(), "landmarks": None, "pseudo": real.image}
             self.made.append(replace(self._frame(frame, instant, view), **changes))
 
@@ -147,12 +147,12 @@ class DataSetWriter:
             K=instant.K.double().numpy(), crop=(0.0, 0.0, float(self.size)),
         )  # fmt: skip
 
-    def _save(self, name: str, image: Tensor, matte: Tensor, note: str | None = None) -> None:
+    def _save(self, name: str, picture: Tensor, note: str | None = None) -> None:
         info = PngInfo()
         if note is not None:
             info.add_text("Comment", note)
-        for folder, picture in (("images", image), ("mattes", matte[..., 0])):
-            Image.fromarray(_bytes(picture)).save(self.directory / folder / f"{name}.png", pnginfo=info, compress_level=4)
+        for folder, pixels in (("images", picture[..., :3]), ("mattes", picture[..., 3])):
+            Image.fromarray(pixels.contiguous().numpy()).save(self.directory / folder / f"{name}.png", pnginfo=info, compress_level=4)
 
     def finish(self, made: dict[str, object], unit: str) -> None:
         """Track and report; `made` says how the pseudo pictures were made, `unit` what a disagreement is measured in."""
@@ -185,8 +185,7 @@ class MontageRows:
             self.more += 1
         tiles = [instant.image, instant.again]
         if instant.views is not None:
-            images, alphas = (x[:MONTAGE_VIEWS] for x in instant.views)
-            tiles += list(images + 1 - alphas)
+            tiles += [x[..., :3] * x[..., 3:] + 1 - x[..., 3:] for x in instant.views[:MONTAGE_VIEWS].float() / 255]
         blank = np.full((TILE, TILE, 3), _BLANK, np.uint8)
         views = min(len(instant.viewmats), MONTAGE_VIEWS)
         row = np.concatenate([*map(_tile, tiles), *[blank] * (2 + views - len(tiles))], axis=1)
@@ -198,7 +197,7 @@ class MontageRows:
 
 
 def straight(image: Tensor, alpha: Tensor) -> Tensor:
-    """A premultiplied picture (S, S, 3) as the color that a matte (S, S, 1) cuts out of it exactly; white where nothing is."""
+    """Premultiplied pictures (..., 3) as the colors that mattes (..., 1) cut out of them exactly; white where nothing is."""
     return torch.where(alpha > 0.5 / 255, image / alpha.clamp_min(0.5 / 255), torch.ones_like(image)).clamp(0, 1)
 
 
@@ -219,12 +218,13 @@ def _is_ours(directory: Path) -> bool:
     return isinstance(report, dict) and str(report.get("schema", "")).startswith("pseudo-mv/")
 
 
-def _bytes(picture: Tensor) -> NDArray[np.uint8]:
-    return (picture.clamp(0, 1) * 255).round().byte().numpy()
+def to_bytes(picture: Tensor) -> Tensor:
+    """[0, 1] to 8 bits."""
+    return (picture.clamp(0, 1) * 255).round().byte()
 
 
 def _tile(picture: Tensor) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(_bytes(picture)).resize((TILE, TILE), Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(to_bytes(picture).numpy()).resize((TILE, TILE), Image.Resampling.BOX))
 
 
 def _labelled(row: NDArray[np.uint8], found: float, threshold: float, rejected: bool) -> NDArray[np.uint8]:
