@@ -223,15 +223,16 @@ def compare(views: Views, rows: dict[str, Draw], size: int, meters: Meters, tabl
     if all(tables.has(views.title, row, key) for row in rows for key in keys):
         return
     case = load_case(views.track, views.name, views.source, views.targets, size, meters)
-    lines = {f"{views.name}: source, then the real views": case.real}
+    lines, decibels = {f"{views.name}: source, then the real views": case.real}, []
     for row, draw in rows.items():
         pictures = draw(case)
         found = figures_of(pictures, case, meters)
         for key, figures in zip(keys, found if views.single else [mean_of(found)]):
             tables.put(views.title, row, key, figures)
         lines[row] = np.concatenate([case.real[:1], pictures])
+        decibels.append(f"{row} {mean_of(found)['psnr']:.2f}")
     write_sheet(sheets / f"{views.name}.png", lines)
-    say(f"{views.name}: " + ", ".join(f"{row} {mean_of(list(tables.data[views.title][row].values()))['psnr']:.2f} dB" for row in rows))
+    say(f"{views.name}, PSNR: {', '.join(decibels)}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
