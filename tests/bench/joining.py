@@ -68,7 +68,8 @@ class Plan:
     steps: int
     people: int
     mv_weight: float
-    mv_frames: int
+    mv: tuple[str, ...]  # options of pseudo-mv for whole clips
+    own_mv: tuple[str, ...]  # and for a person's own photos
     every: int
     fit: tuple[str, ...]  # options of invert and finetune
     size: int
@@ -80,7 +81,7 @@ def other_data(plan: Plan, clip: str) -> Path:
     if not (folder / "track.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         video = plan.data / clip / "crop.mp4"
-        run_command(["pseudo-mv", video, "--portrait", plan.portrait, "-o", folder, "--max-frames", plan.mv_frames, "--every", 5, "-q", "--force"])
+        run_command(["pseudo-mv", video, "--portrait", plan.portrait, "-o", folder, *plan.mv, "-q", "--force"])
     return folder
 
 
@@ -89,7 +90,7 @@ def own_data(plan: Plan, clip: ablation.Clip, track: Path, count: int) -> Path:
     folder = plan.out / "own" / f"{clip.name}_{count}"
     if not (folder / "track.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        run_command(["pseudo-mv", track, "--portrait", plan.portrait, "-o", folder, "--views", 8, "-q", "--force"])
+        run_command(["pseudo-mv", track, "--portrait", plan.portrait, "-o", folder, *plan.own_mv, "-q", "--force"])
     return folder
 
 
@@ -223,6 +224,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=60, help="synthetic people of both priors")
     parser.add_argument("--mv-weight", type=float, default=4.0, help="how often a real person is drawn, where a synthetic one is drawn once")
     parser.add_argument("--mv-frames", type=int, default=40, help="real pictures of each pseudo-mv data set, every 5th frame")
+    parser.add_argument("--threshold", type=float, help="of pseudo-mv: pictures whose own view differs by more are left out")
     parser.add_argument("--photos", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--recognizer", type=Path, help="face recognizer for identity similarity (.onnx, or a trusted .pt)")
@@ -237,15 +239,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def plan_of(args: argparse.Namespace) -> tuple[Plan, TrainConfig]:
-    """Settings and training configuration; in a smoke run both are cut."""
-    steps, people = (3, 2) if args.quick else (args.steps, args.people)
+    """Settings and training configuration; in a smoke run both are cut, and views of any portrait pass."""
+    quick, steps = args.quick, 3 if args.quick else args.steps
+    passed = ("--threshold", "1") if quick else () if args.threshold is None else ("--threshold", str(args.threshold))
     plan = Plan(
         out=args.out, data=args.data, clips=args.clips, portrait=args.portrait, heads=args.heads, start=args.start, prior=args.prior, steps=steps,
-        people=people, mv_weight=args.mv_weight, mv_frames=4 if args.quick else args.mv_frames, every=60 if args.quick else ablation.EVERY,
-        fit=("--steps", "10", "--size", "64") if args.quick else (), size=64 if args.quick else args.size,
+        people=2 if quick else args.people, mv_weight=args.mv_weight, every=60 if quick else ablation.EVERY,
+        mv=("--every", "5", "--max-frames", "2" if quick else str(args.mv_frames), *passed), own_mv=("--views", "8", *passed),
+        fit=("--steps", "10", "--size", "64") if quick else (), size=64 if quick else args.size,
     )  # fmt: skip
     config = TrainConfig(
-        steps=steps, batch_size=8, views_per_identity=2, image_size=32 if args.quick else 128, learning_rate=2e-3 if args.start == "none" else 1e-3,
+        steps=steps, batch_size=8, views_per_identity=2, image_size=32 if quick else 128, learning_rate=2e-3 if args.start == "none" else 1e-3,
         checkpoint_every=200, preview_every=10**6, warmup=min(100, steps),
     )  # fmt: skip
     return plan, config
@@ -259,7 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
     recognizer = None if args.recognizer is None else args.recognizer.name
     protocol = {
         "portrait": digest(plan.portrait), "start": digest(plan.start), "prior": digest(plan.prior), "steps": plan.steps, "people": plan.people,
-        "mv_weight": plan.mv_weight, "mv_frames": plan.mv_frames, "size": plan.size, "recognizer": recognizer, "quick": args.quick,
+        "mv_weight": plan.mv_weight, "mv": " ".join(plan.mv), "own_mv": " ".join(plan.own_mv), "size": plan.size,
+        "recognizer": recognizer, "quick": args.quick,
     }  # fmt: skip
     tables = Tables(plan.out, protocol)
     tables.notes += [f"{name} is absent: {reason}" for name, reason in meters.absent.items()]
