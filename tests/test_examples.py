@@ -12,18 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avtool.prior.avatar import Avatar
+
 TINY = {
     "PEOPLE": "2",
     "VIEWS": "2",
+    "EXPRESSIONS": "1",
     "SIZE": "64",
     "SYNTH_FLAGS": "--identities 2 --views 2",
+    "PORTRAIT_FLAGS": "--preset tiny --steps 3 --batch-size 2",
+    "PSEUDO_FLAGS": "--views 2 --max-frames 3 --threshold 1",  # what three steps teach agrees with nobody
     "TRAIN_FLAGS": "--preset tiny --refiner tiny --uv-size 64 --steps 3 --batch-size 4 --views-per-identity 2",
     "INVERT_FLAGS": "--steps 3 --size 64",
     "FINETUNE_FLAGS": "--steps 3 --size 64",
     "REENACT_FLAGS": "--max-frames 4",
     "EVAL_FLAGS": "--max-frames 1",
 }
-SCRIPTS = ("quickstart.sh", "run_tests.sh", "pipeline.sh", "setup.sh")
+SCRIPTS = ("quickstart.sh", "run_tests.sh", "pipeline.sh", "one_shot.sh", "setup.sh")
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +57,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, **TINY, "PATH": path}
 
 
-def check_results(out: Path) -> None:
+def frames_of(video: Path) -> list[np.ndarray]:
+    """Flat pictures of a video of 64 x 64 pixels."""
     import imageio_ffmpeg
 
-    reader = imageio_ffmpeg.read_frames(str(out / "out.mp4"))
-    size = next(reader)["size"]
-    pictures = [np.frombuffer(data, np.uint8) for data in reader]
-    assert size == (64, 64) and len(pictures) == 4
+    reader = imageio_ffmpeg.read_frames(str(video))
+    assert next(reader)["size"] == (64, 64)
+    return [np.frombuffer(data, np.uint8) for data in reader]
+
+
+def check_results(out: Path) -> None:
+    pictures = frames_of(out / "out.mp4")
+    assert len(pictures) == 4
     # A head on white: neither blank nor noise from edge to edge.
     assert all(20 < picture.mean() < 250 and picture.std() > 10 for picture in pictures)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -89,6 +99,23 @@ def test_the_pipeline_script_runs_every_command(repository: Path, footage: Path,
     check_results(out)
     assert (out / "points.ply").is_file() and (out / "prior.safetensors").is_file()
     assert not list(tmp_path.glob("*.safetensors")), "results belong into the output directory"
+
+
+def test_the_one_shot_script_joins_both_systems(repository: Path, footage: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    places = [footage / "carphone_photos", footage / "short.mp4", footage / "short.mp4", out]
+    done = subprocess.run(
+        ["sh", repository / "examples" / "one_shot.sh", *places], env=environment(), cwd=tmp_path, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out / "one_shot.mp4")
+    for name in ("one_shot.mp4", "avatar.mp4"):
+        pictures = frames_of(out / name)
+        assert len(pictures) == 4 and all(picture.std() > 2 for picture in pictures), name
+    report = json.loads((out / "mv" / "report.json").read_text())
+    assert (report["kept"], report["pseudo_pictures"]) == (3, 6)
+    metadata = Avatar.load(out / "avatar.safetensors").metadata
+    assert "pseudo" in metadata["tuned"], metadata
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
