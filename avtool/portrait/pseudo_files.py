@@ -91,8 +91,8 @@ class DataSetWriter:
 
     def __init__(self, directory: Path, source: Track, size: int) -> None:
         self.directory, self.source, self.size = directory, source, size
-        self.real: list[Frame] = []
-        self.made: list[Frame] = []
+        # Frame, name, K and viewmats of moments, as numbers: arrays that stay would lie between pictures that go, and pin their memory.
+        self.moments: list[tuple[Frame, str, list[list[float]], list[list[list[float]]]]] = []
         self.entries: list[dict[str, object]] = []
         for name in ("images", "mattes"):
             (directory / name).mkdir()
@@ -100,17 +100,17 @@ class DataSetWriter:
     @property
     def kept(self) -> int:
         """Real pictures in the data set."""
-        return len(self.real)
+        return len(self.moments)
 
     @property
     def left_out(self) -> int:
         """Real pictures that disagreed."""
-        return len(self.entries) - len(self.real)
+        return len(self.entries) - len(self.moments)
 
     @property
     def pseudo(self) -> int:
         """Pseudo pictures."""
-        return len(self.made)
+        return sum(len(viewmats) for _, _, _, viewmats in self.moments)
 
     @property
     def disagreements(self) -> list[float]:
@@ -131,21 +131,10 @@ class DataSetWriter:
         )
         if not kept:
             return
-        real = self._frame(frame, instant, name)
         self._save(name, to_bytes(torch.cat((instant.image, instant.matte), -1)))
-        self.real.append(replace(real, landmarks=_in_crop(frame, instant.K)))
         for j, picture in enumerate(instant.views):
-            view = f"{name}_view{j}"
-            self._save(view, picture, SYNTHETIC_NOTE)
-            changes = {"viewmat": instant.viewmats[j].double().numpy(), "landmarks": None, "pseudo": real.image}
-            self.made.append(replace(self._frame(frame, instant, view), **changes))
-
-    def _frame(self, frame: Frame, instant: Instant, name: str) -> Frame:
-        """The tracked frame as a whole picture of its own, the crop."""
-        return replace(
-            frame, image=f"images/{name}.png", matte=f"mattes/{name}.png", frame_idx=None, width=self.size, height=self.size,
-            K=instant.K.double().numpy(), crop=(0.0, 0.0, float(self.size)),
-        )  # fmt: skip
+            self._save(view_name(name, j), picture, SYNTHETIC_NOTE)
+        self.moments.append((frame, name, instant.K.double().tolist(), instant.viewmats.double().tolist()))
 
     def _save(self, name: str, picture: Tensor, note: str | None = None) -> None:
         info = PngInfo()
@@ -154,11 +143,24 @@ class DataSetWriter:
         for folder, pixels in (("images", picture[..., :3]), ("mattes", picture[..., 3])):
             Image.fromarray(pixels.contiguous().numpy()).save(self.directory / folder / f"{name}.png", pnginfo=info, compress_level=4)
 
+    def _frame(self, frame: Frame, name: str, K: NDArray[np.float64]) -> Frame:
+        """The tracked frame as a whole picture of its own, the crop."""
+        return replace(
+            frame, image=f"images/{name}.png", matte=f"mattes/{name}.png", frame_idx=None, width=self.size, height=self.size, K=K,
+            crop=(0.0, 0.0, float(self.size)),
+        )  # fmt: skip
+
     def finish(self, made: dict[str, object], unit: str) -> None:
         """Track and report; `made` says how the pseudo pictures were made, `unit` what a disagreement is measured in."""
-        source = self.source
+        source, real, pseudo = self.source, [], []
+        for frame, name, K, viewmats in self.moments:
+            taken = self._frame(frame, name, np.array(K))
+            real.append(replace(taken, landmarks=_in_crop(frame, np.array(K))))
+            for j, viewmat in enumerate(viewmats):
+                view = self._frame(frame, view_name(name, j), np.array(K))
+                pseudo.append(replace(view, viewmat=np.array(viewmat), landmarks=None, pseudo=taken.image))
         Track(
-            head_model=source.head_model, identity=source.identity, frames=self.real + self.made, offsets=source.offsets,
+            head_model=source.head_model, identity=source.identity, frames=real + pseudo, offsets=source.offsets,
             seed=source.seed, metadata={**source.metadata, "pseudo": made}, base=self.directory,
         ).save(self.directory / "track.json")  # fmt: skip
         report = {"schema": SCHEMA, "version": __version__, **made, "disagreement_unit": unit}
@@ -201,11 +203,16 @@ def straight(image: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0.5 / 255, image / alpha.clamp_min(0.5 / 255), torch.ones_like(image)).clamp(0, 1)
 
 
-def _in_crop(frame: Frame, K: Tensor) -> NDArray[np.float64] | None:
-    """The frame's landmarks in pixels of the crop, which is an affine map of the whole picture's."""
+def view_name(name: str, j: int) -> str:
+    """Of the files of a moment's j-th view."""
+    return f"{name}_view{j}"
+
+
+def _in_crop(frame: Frame, cut: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The frame's landmarks in pixels of the crop whose K is `cut`: an affine map of the whole picture's."""
     if frame.landmarks is None:
         return None
-    full, cut = np.asarray(frame.K, np.float64), K.double().numpy()
+    full = np.asarray(frame.K, np.float64)
     scale = np.diagonal(cut)[:2] / np.diagonal(full)[:2]
     return (np.asarray(frame.landmarks, np.float64)[:, :2] - full[:2, 2]) * scale + cut[:2, 2]
 
