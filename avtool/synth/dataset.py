@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -154,6 +155,24 @@ def _work(task: tuple[int, Path, DatasetOptions]) -> Path:
 def _start_worker() -> None:
     """Ctrl-C ends a worker at once and silently; what it was drawing is drawn again by the next run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Ctrl-C waits until the body is over, and in a process that is started inside until _start_worker().
+
+    A worker that was hit while it still imports would print where.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_dataset(
@@ -188,7 +207,9 @@ def make_dataset(
         # Spawned rather than forked: torch's and numba's threads do not survive a fork.
         with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_start_worker) as pool:
             try:
-                for future in as_completed([pool.submit(_work, task) for task in tasks]):
+                with _interrupt_later():
+                    futures = [pool.submit(_work, task) for task in tasks]
+                for future in as_completed(futures):
                     future.result()
                     done += 1
                     if progress:
