@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import console, options
+from . import console, options, training
 
 if TYPE_CHECKING:
     from ..portrait.settings import PortraitTraining
@@ -30,22 +30,8 @@ class PerceptualName(str, Enum):
     st_lpips = "st-lpips"
 
 
-class LightName(str, Enum):
-    """Whose pictures count."""
-
-    any = "any"
-    even = "even"
-
-
 def train_portrait_command(
-    dataset: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="DATASET...",
-            help="Directories of people, each with a track.json and its pictures; DATASET=WEIGHT draws a person of it that"
-            " often, where 1 is usual.",
-        ),
-    ] = None,
+    dataset: training.DatasetArgument = None,
     output: options.OutputOption = Path("portrait.safetensors"),
     stage: Annotated[
         StageName | None,
@@ -54,16 +40,14 @@ def train_portrait_command(
     init: Annotated[
         Path | None, typer.Option(metavar="PORTRAIT", help="The portrait to start from; stage motion needs a static one.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML, see --print-config.")] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Write the settings as YAML to standard output and stop.")
-    ] = False,
+    config: training.ConfigOption = None,
+    print_config: training.PrintConfigOption = False,
     preset: Annotated[str | None, typer.Option(help="Sizes of the network: tiny, small or paper.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Side of all pictures in pixels; the preset's when left out.")] = None,
     motion: Annotated[
         str | None, typer.Option(metavar="NAME", help="The frozen motion embedding: tracker, or torchscript:FILE (a program: trust it).")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimization steps.")] = None,
+    steps: training.StepsOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Moments a step, of all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Learning rate of Adam.")] = None,
     perceptual: Annotated[
@@ -76,22 +60,12 @@ def train_portrait_command(
         Path | None, typer.Option(metavar="FILE", help="TorchScript face recognizer of the identity loss (a program: trust it).")
     ] = None,
     adversarial: Annotated[float | None, typer.Option(min=0.0, help="Weight of the discriminator's loss.")] = None,
-    light: Annotated[
-        LightName | None, typer.Option(help="even: leave out people whose track says that their light is uneven.")
-    ] = None,
-    max_identities: Annotated[int | None, typer.Option(min=1, help="Use only the first people.")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=1.0, metavar="SECONDS", help="Finish within this time, and save.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Go on from a checkpoint, bit for bit.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where checkpoints go; OUTPUT.checkpoint when left out.")
-    ] = None,
-    previews: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where previews go; OUTPUT.previews when left out.")
-    ] = None,
+    light: training.LightOption = None,
+    max_identities: training.MaxIdentitiesOption = None,
+    time_limit: training.TimeLimitOption = None,
+    resume: training.ResumeOption = None,
+    checkpoint: training.CheckpointOption = None,
+    previews: training.PreviewsOption = None,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
     force: options.ForceOption = False,
@@ -111,8 +85,6 @@ def train_portrait_command(
     """
     from dataclasses import replace
 
-    from ..artifacts.files import refuse_existing
-    from ..errors import AvtoolError
     from ..portrait.settings import check_settings, load_settings
 
     overrides = {
@@ -124,17 +96,9 @@ def train_portrait_command(
     if print_config:
         sys.stdout.write(settings.to_yaml())
         return
-    if not dataset:
-        raise typer.BadParameter("name at least one data set directory", param_hint="DATASET")
-    refuse_existing(output, force)
-    checkpoint = checkpoint or output.with_suffix(".checkpoint.safetensors")
-    if resume is None:
-        refuse_existing(checkpoint, force)
-    elif not resume.is_file():
-        raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
+    checkpoint = training.check_files(dataset, output, checkpoint, resume, force)
 
     from ..portrait.train import PortraitOptions, resumed_stage, train_portrait
-    from ..prior.distributed import World
 
     if resume is not None and stage is None:
         settings = replace(settings, stage=resumed_stage(resume))
@@ -143,22 +107,13 @@ def train_portrait_command(
         previews=previews or output.with_suffix(".previews"), resume=resume, init=init,
     )  # fmt: skip
     head = options.load_head(head_model, head_model_path)
-    main_process = World.from_environment().is_main
-    quiet = quiet or not main_process
-    talk = console.get_console(quiet)
-    last: dict[str, float] = {}
-
-    def log(step: int, figures: dict[str, float]) -> None:
-        last.update(figures)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        talk.print(f"step {step}: {text}", markup=False)
-
-    with console.progress("training", quiet) as step:
+    log = training.TrainingLog(quiet)
+    with console.progress("training", log.quiet) as step:
         portrait = train_portrait(dataset, head, settings, chosen, step, log)
-    if not main_process:
+    if not log.is_main:
         return
     portrait.save(output, portrait.metadata)
-    console.report({"output": output, **last}, as_json, quiet)
+    console.report({"output": output, **log.last}, as_json, quiet)
 
 
 def _override(

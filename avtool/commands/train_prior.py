@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import console, options
+from . import console, options, training
 
 if TYPE_CHECKING:
     from ..prior.config import TrainConfig
-
-
-class Light(str, Enum):
-    """Whose pictures count."""
-
-    any = "any"
-    even = "even"
 
 
 class Precision(str, Enum):
@@ -47,19 +40,10 @@ class Backend(str, Enum):
 
 
 def train_prior_command(
-    dataset: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="DATASET...",
-            help="Directories of people, each with a track.json and its pictures; DATASET=WEIGHT draws a person of it that"
-            " often, where 1 is usual.",
-        ),
-    ] = None,
+    dataset: training.DatasetArgument = None,
     output: options.OutputOption = Path("prior.safetensors"),
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML, see --print-config.")] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Write the settings as YAML to standard output and stop.")
-    ] = False,
+    config: training.ConfigOption = None,
+    print_config: training.PrintConfigOption = False,
     preset: Annotated[str | None, typer.Option(help="Width of the networks: tiny, default, large or paper.")] = None,
     refiner: Annotated[str | None, typer.Option(help="Screen-space network: none, tiny, default, large, paper.")] = None,
     uv_size: Annotated[int | None, typer.Option(min=8, help="Side of the atlas that points are seeded on.")] = None,
@@ -67,7 +51,7 @@ def train_prior_command(
     coarse_share: Annotated[
         float | None, typer.Option(min=0.0, max=0.99, help="Share of the steps, from the start, at half the image size.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimization steps.")] = None,
+    steps: training.StepsOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step, of all processes together.")] = None,
     accumulate: Annotated[
         int | None, typer.Option(min=1, help="Compute a step in so many parts, one after the other: less memory.")
@@ -83,23 +67,15 @@ def train_prior_command(
     perceptual: Annotated[
         Perceptual | None, typer.Option(help="Its network: LPIPS, or the shift-tolerant ST-LPIPS of stlpips-pytorch.")
     ] = None,
-    light: Annotated[Light | None, typer.Option(help="even: leave out people whose track says that their light is uneven.")] = None,
+    light: training.LightOption = None,
     precision: Annotated[
         Precision | None, typer.Option(help="bf16: products of the networks in bfloat16 (the rasterizer and the losses stay).")
     ] = None,
-    max_identities: Annotated[int | None, typer.Option(min=1, help="Use only the first people.")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=1.0, metavar="SECONDS", help="Finish within this time, and save.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Go on from a checkpoint, bit for bit.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where checkpoints go; OUTPUT.checkpoint when left out.")
-    ] = None,
-    previews: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where previews go; OUTPUT.previews when left out.")
-    ] = None,
+    max_identities: training.MaxIdentitiesOption = None,
+    time_limit: training.TimeLimitOption = None,
+    resume: training.ResumeOption = None,
+    checkpoint: training.CheckpointOption = None,
+    previews: training.PreviewsOption = None,
     render_backend: Annotated[Backend, typer.Option(help="Rasterizer; auto takes gsplat on CUDA.")] = Backend.auto,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
@@ -122,8 +98,6 @@ def train_prior_command(
 
     Example: avtool train-prior heads/ -o prior.safetensors
     """
-    from ..artifacts.files import refuse_existing
-    from ..errors import AvtoolError
     from ..prior.config import check_config, load_config
 
     overrides = {
@@ -139,17 +113,9 @@ def train_prior_command(
     if print_config:
         sys.stdout.write(settings.to_yaml())
         return
-    if not dataset:
-        raise typer.BadParameter("name at least one data set directory", param_hint="DATASET")
-    refuse_existing(output, force)
-    checkpoint = checkpoint or output.with_suffix(".checkpoint.safetensors")
-    if resume is None:
-        refuse_existing(checkpoint, force)
-    elif not resume.is_file():
-        raise AvtoolError(f"{resume}: no such checkpoint", "leave --resume out to start anew")
+    checkpoint = training.check_files(dataset, output, checkpoint, resume, force)
 
     from ..prior.checkpoint import Checkpoint
-    from ..prior.distributed import World
     from ..prior.train import TrainOptions, resumed_settings, train_prior, training_metadata
 
     chosen = TrainOptions(
@@ -158,22 +124,13 @@ def train_prior_command(
     )  # fmt: skip
     settings, chosen = resumed_settings(settings, chosen, None if resume is None else Checkpoint.load(resume))
     head = options.load_head(head_model, head_model_path)
-    main_process = World.from_environment().is_main
-    quiet = quiet or not main_process
-    talk = console.get_console(quiet)
-    last: dict[str, float] = {}
-
-    def log(step: int, figures: dict[str, float]) -> None:
-        last.update(figures)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        talk.print(f"step {step}: {text}", markup=False)
-
-    with console.progress("training", quiet) as step:
+    log = training.TrainingLog(quiet)
+    with console.progress("training", log.quiet) as step:
         prior = train_prior(dataset, head, settings, chosen, step, log)
-    if not main_process:
+    if not log.is_main:
         return
     prior.save(output, training_metadata(settings, chosen, dataset))
-    console.report({"output": output, "identities": prior.num_identities, **last}, as_json, quiet)
+    console.report({"output": output, "identities": prior.num_identities, **log.last}, as_json, quiet)
 
 
 def _override(settings: TrainConfig, overrides: dict[str, object], lpips: float | None) -> TrainConfig:
