@@ -361,6 +361,8 @@ MISTAKEN = {
     "an avatar as --init": [
         "train-portrait", "moments", "--stage", "motion", "--init", "avatar.safetensors", "-o", "out.st", ["portrait/1", "avatar/1"]
     ],
+    "an avatar to train on": ["train-prior", "people", "--init", "avatar.safetensors", "-o", "out.st", ["prior/1", "avatar/1"]],
+    "no prior to train on": ["train-prior", "people", "--init", "nothing.st", "-o", "out.st", ["nothing.st", "no such file"]],
     "a prior to drive": ["reenact", "prior.safetensors", "driver.json", "-o", "out", ["avatar/1", "portrait/1", "prior/1"]],
     "a track to drive": ["reenact", "track.json", "driver.json", "-o", "out", ["safetensors", "JSON"]],
     "a photo to drive": ["reenact", "photos/astronaut.png", "driver.json", "-o", "out", ["safetensors", "PNG"]],

@@ -185,10 +185,7 @@ def test_a_crop_is_put_back_where_it_was(people: Path, head: HeadModel) -> None:
     assert np.abs(again - pixels[8:, :52]).mean() < 0.1 < np.abs(again - np.roll(pixels, 2, 1)[8:, :52]).mean()
 
 
-def test_priors_to_compare_start_alike_and_far_views_are_those_beside_the_photos(people: Path, head: HeadModel) -> None:
-    start = Prior.load("default").codebook.codes.detach().mean(0)
-    prior = joining.started_prior("default", head, 3, TrainConfig(), 0)
-    assert prior.num_identities == 3 and all(torch.equal(code, start) for code in prior.codebook.codes)
+def test_far_views_are_those_beside_the_photos(people: Path, head: HeadModel) -> None:
     track = Track.load(people / "person00" / "track.json", head)  # yaws of -28, -14, 0, 14 and 28 degrees
     assert joining.far_frames(track.select([1, 2]), track) == [0, 3, 4]
     assert joining.far_frames(track, track) == []

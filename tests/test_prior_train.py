@@ -104,6 +104,40 @@ def test_the_prior_carries_the_running_mean(trained: tuple[Prior, list[dict], Pa
     assert torch.equal(features, average["0"]) and not torch.equal(features, live["features.0"])
 
 
+def test_training_starts_from_a_known_prior(trained: tuple, people: Path, head: HeadModel, tmp_path: Path) -> None:
+    """Its networks and sizes, everybody at its mean code; other settings stay, and a checkpoint needs the file no longer."""
+    known = trained[0]
+    file, checkpoint, losses = tmp_path / "known.safetensors", tmp_path / "part.safetensors", []
+    known.save(file)  # in half precision
+    config = replace(TINY, preset="default", uv_size=128, refiner="none", steps=2, learning_rate=1e-9, max_identities=2)
+    options = TrainOptions(init=file, checkpoint=checkpoint)
+    settings, _ = resumed_settings(config, options, None)
+    assert settings == replace(TINY, steps=2, learning_rate=1e-9, max_identities=2)
+    prior = train_prior([people], head, config, options, log=lambda step, figures: losses.append(figures["loss"]))
+    assert prior.num_identities == 2 < known.num_identities
+    assert torch.allclose(prior.codebook.codes, known.codebook.codes.detach().mean(0).expand(2, -1, -1), atol=1e-3)
+    assert torch.allclose(prior.gapnet.features, known.gapnet.features, atol=1e-3)
+    fresh: list[float] = []
+    train_prior([people], head, settings, log=lambda step, figures: fresh.append(figures["loss"]))
+    assert losses[0] < 0.9 * fresh[0]
+    assert training_metadata(settings, options, [people])["init"] == "known.safetensors"
+    file.unlink()
+    again = train_prior([people], head, replace(settings, steps=3), replace(options, resume=checkpoint))
+    assert torch.allclose(again.gapnet.features, known.gapnet.features, atol=1e-3)
+
+
+def test_sizes_of_a_prior_are_those_it_was_made_with(head: HeadModel) -> None:
+    for wanted in (
+        {"preset": "tiny", "refiner": "none", "uv_size": 16, "single_part": True, "dynamics": True},
+        {"preset": "tiny", "refiner": "default", "uv_size": 24, "single_part": False, "dynamics": False},
+    ):
+        assert Prior.create(head, 2, **wanted).sizes() == wanted
+    odd = Prior.create(head, 2, preset="tiny", refiner="none", uv_size=16)
+    odd.gapnet.config = replace(odd.gapnet.config, hidden=17)
+    with pytest.raises(AvtoolError, match="sizes of its own"):
+        odd.sizes()
+
+
 @pytest.fixture(scope="module")
 def joint(people: Path, head: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
     """Six steps in one go with everything moving, checkpointed every three steps."""

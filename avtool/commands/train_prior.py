@@ -42,6 +42,12 @@ class Backend(str, Enum):
 def train_prior_command(
     dataset: training.DatasetArgument = None,
     output: options.OutputOption = Path("prior.safetensors"),
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRIOR", help="Start from the networks of a known prior, whose sizes hold then; default is the one in the package."
+        ),
+    ] = None,
     config: training.ConfigOption = None,
     print_config: training.PrintConfigOption = False,
     preset: Annotated[str | None, typer.Option(help="Width of the networks: tiny, default, large or paper.")] = None,
@@ -120,10 +126,10 @@ def train_prior_command(
 
     chosen = TrainOptions(
         device=str(options.resolve_device(device)), render_backend=render_backend.value, seed=seed,
-        time_limit=time_limit, checkpoint=checkpoint, previews=previews or output.with_suffix(".previews"), resume=resume,
+        time_limit=time_limit, checkpoint=checkpoint, previews=previews or output.with_suffix(".previews"), resume=resume, init=init,
     )  # fmt: skip
-    settings, chosen = resumed_settings(settings, chosen, None if resume is None else Checkpoint.load(resume))
     head = options.load_head(head_model, head_model_path)
+    settings, chosen = resumed_settings(settings, chosen, None if resume is None else Checkpoint.load(resume), head)
     log = training.TrainingLog(quiet)
     with console.progress("training", log.quiet) as step:
         prior = train_prior(dataset, head, settings, chosen, step, log)

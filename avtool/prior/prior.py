@@ -78,6 +78,27 @@ class Prior:
         prior = Prior(head, binding, gapnet, codebook, network)
         return prior.to(head.device)
 
+    def sizes(self) -> dict[str, object]:
+        """What create() has to be told to make networks of this prior's shapes; AvtoolError when no preset has them."""
+        config, width = self.gapnet.config, 0 if self.refiner is None else self.refiner.width
+        same = {"num_parts": config.num_parts, "dynamics": config.dynamics}
+        presets = [name for name, preset in PRESETS.items() if replace(preset, **same) == config]
+        refiners = [name for name, known in REFINER_WIDTHS.items() if known == width]
+        if not (presets and refiners):
+            raise AvtoolError("the prior has sizes of its own, which no preset makes", "start from one of train-prior")
+        return {
+            "preset": presets[0], "refiner": refiners[0], "uv_size": self.binding.uv_size,
+            "single_part": config.num_parts == 1, "dynamics": config.dynamics,
+        }  # fmt: skip
+
+    def for_people(self, num_identities: int) -> Prior:
+        """The same networks, not copied, for K other people, all of whom are the mean of those it knows."""
+        codes = self.codebook.codes.detach()
+        codebook = Codebook(num_identities, *codes.shape[1:]).to(codes.device)
+        with torch.no_grad():
+            codebook.codes.copy_(codes.mean(0))
+        return replace(self, codebook=codebook)
+
     @property
     def num_identities(self) -> int:
         """K."""

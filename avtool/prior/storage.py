@@ -104,7 +104,7 @@ def load_networks(
 
 def network_metadata(gapnet: GapNet, refiner: Refiner | None, binding: PointBinding) -> dict[str, str]:
     """What load_networks needs besides the tensors."""
-    width = 0 if refiner is None else refiner.net[0].out_channels
+    width = 0 if refiner is None else refiner.width
     return {
         "gapnet": json.dumps(gapnet.config.to_dict(), sort_keys=True),
         "refiner_width": str(width),

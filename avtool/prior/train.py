@@ -35,7 +35,8 @@ def train_prior(
 ) -> Prior:
     """Train a prior on tracked people; returns it with averaged weights.
 
-    Under torchrun every process calls it alike, and the first alone writes and reports (see distributed.py).
+    Under torchrun every process calls it alike, and the first alone writes and reports (see distributed.py). With `options.init` it
+    starts from the networks of a known prior, whose sizes then hold, and every person from the mean of the people that one knows.
 
     Args:
         dataset_dirs: directories of people, each with a track.json; "=WEIGHT" at the end draws them more or less often.
@@ -44,7 +45,7 @@ def train_prior(
     """
     options, world = options or TrainOptions(), World.from_environment()
     saved = Checkpoint.load(options.resume) if options.resume else None
-    config, options = resumed_settings(config, options, saved)
+    config, options = resumed_settings(config, options, saved, head)
     config = check_config(config or TrainConfig())
     options = replace(options, device=world.device(options.device))
     if not world.is_main:
@@ -52,10 +53,7 @@ def train_prior(
     check_hardware(config, torch.device(options.device))
     with world.joined(options.device):
         data = _loaded(dataset_dirs, head, config, progress).to(options.device)
-        prior = Prior.create(
-            head.to(options.device), data.num_identities, preset=config.preset, uv_size=config.uv_size,
-            refiner=config.refiner, single_part=config.single_part, dynamics=config.dynamics, seed=options.seed,
-        )  # fmt: skip
+        prior = _networks(config, options, head.to(options.device), data.num_identities)
         torch.manual_seed(options.seed)
         trainer = Trainer(prior, data, config, options, world)
         if saved is not None:
@@ -67,6 +65,16 @@ def train_prior(
         trainer.checkpoint().save(options.checkpoint)
     trainer.average.put()
     return prior
+
+
+def _networks(config: TrainConfig, options: TrainOptions, head: HeadModel, num_identities: int) -> Prior:
+    """What training moves: untrained networks, or those to start from."""
+    if options.init is not None:
+        return Prior.load(options.init, head.device, head).for_people(num_identities)
+    return Prior.create(
+        head, num_identities, preset=config.preset, uv_size=config.uv_size, refiner=config.refiner,
+        single_part=config.single_part, dynamics=config.dynamics, seed=options.seed,
+    )  # fmt: skip
 
 
 def check_hardware(config: TrainConfig, device: torch.device) -> None:
@@ -93,13 +101,17 @@ def _loaded(
 
 
 def resumed_settings(
-    config: TrainConfig | None, options: TrainOptions, saved: Checkpoint | None
+    config: TrainConfig | None, options: TrainOptions, saved: Checkpoint | None, head: HeadModel | None = None
 ) -> tuple[TrainConfig | None, TrainOptions]:
-    """What a run is really done with: on resume the checkpoint's settings and seed, with the number of steps of `config`."""
-    if saved is None:
+    """What a run is really done with: on resume the checkpoint's settings and seed, with the number of steps of `config`; the
+    sizes of a prior to start from."""
+    if saved is not None:
+        settings = config_from_dict(saved.config, str(options.resume))
+        options = replace(options, seed=saved.seed, init=None)  # the checkpoint holds all weights
+        return settings if config is None else replace(settings, steps=config.steps), options
+    if options.init is None:
         return config, options
-    settings = config_from_dict(saved.config, str(options.resume))
-    return settings if config is None else replace(settings, steps=config.steps), replace(options, seed=saved.seed)
+    return replace(config or TrainConfig(), **Prior.load(options.init, head=head).sizes()), options
 
 
 def training_metadata(config: TrainConfig, options: TrainOptions, data: Sequence[str | Path]) -> dict[str, str]:
@@ -110,6 +122,8 @@ def training_metadata(config: TrainConfig, options: TrainOptions, data: Sequence
         "seed": str(options.seed),
         "data": ",".join(path.name for path, _ in sources),
     }
+    if options.init is not None:
+        metadata["init"] = Path(options.init).name
     if len({weight for _, weight in sources}) > 1:
         metadata["data_weights"] = ",".join(f"{weight:g}" for _, weight in sources)
     return metadata

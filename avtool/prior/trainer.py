@@ -49,6 +49,7 @@ class TrainOptions:
     checkpoint: Path | None = None
     previews: Path | None = None  # directory
     resume: Path | None = None
+    init: str | Path | None = None  # the prior whose networks to start from; "default" is the shipped one
 
 
 class Trainer:

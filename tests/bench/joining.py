@@ -2,9 +2,8 @@
 
 For every clip, from 1 and from 3 of its photos (the protocol of ablation.py: every 10th frame of the last 60 % out, whole frames, matte on white):
   prior      invert + finetune with a prior that learned from synthetic people and the pseudo-mv data of the OTHER clips, against one that
-             learned from the synthetic people alone. Both come from --start (its networks; every person's code starts at its mean
-             code) by the same number of steps with the same seed. train-prior itself starts anew or resumes the very same data, so the
-             bench runs its Trainer. --start none trains both from nothing.
+             learned from the synthetic people alone. Both come from --start (as train-prior --init) by the same number of steps with the
+             same seed. --start none trains both from nothing.
   finetune   `avtool finetune --pseudo` with views that pseudo-mv made of the same photos, against the same without, from --prior.
 Each is measured on all held-out frames, and again on held-out views: those seen from more than 10 degrees of yaw beside every photo.
 Means and deviations are over the clips, of held-out views over the frames, as few clips have any (nerfies_book above all).
@@ -30,8 +29,6 @@ from avtool.runtime import prepare
 
 prepare()  # as the program does, before torch is imported
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 import ablation  # noqa: E402
 from portrait_common import Figures, Tables, avtool_offers, digest, meters_of, run_command, say, view_yaw, write_sheet  # noqa: E402
@@ -40,12 +37,10 @@ from avtool.artifacts.track import Track  # noqa: E402
 from avtool.head import HeadModel, load_head_model  # noqa: E402
 from avtool.prior.avatar import Avatar  # noqa: E402
 from avtool.prior.checkpoint import Checkpoint  # noqa: E402
-from avtool.prior.codebook import Codebook  # noqa: E402
 from avtool.prior.config import TrainConfig  # noqa: E402
-from avtool.prior.dataset import find_tracks, load_training_set  # noqa: E402
+from avtool.prior.dataset import find_tracks  # noqa: E402
 from avtool.prior.evaluate import EvalOptions, Meters, evaluate  # noqa: E402
-from avtool.prior.prior import Prior  # noqa: E402
-from avtool.prior.train import Trainer, TrainOptions, training_metadata  # noqa: E402
+from avtool.prior.train import TrainOptions, resumed_settings, train_prior, training_metadata  # noqa: E402
 
 FAR = np.radians(10.0)
 WITH, ALONE = "synthetic + pseudo of others", "synthetic alone"
@@ -94,33 +89,22 @@ def own_data(plan: Plan, clip: ablation.Clip, track: Path, count: int) -> Path:
     return folder
 
 
-def started_prior(start: str, head: HeadModel, num_identities: int, config: TrainConfig, seed: int) -> Prior:
-    """A prior's networks with a codebook for other people, all at its mean code; or an untrained prior."""
-    if start == "none":
-        return Prior.create(head, num_identities, preset=config.preset, uv_size=config.uv_size, refiner=config.refiner, seed=seed)
-    prior = Prior.load(start)
-    codes = prior.codebook.codes.detach()
-    prior.codebook = Codebook(num_identities, codes.shape[1], codes.shape[2])
-    with torch.no_grad():
-        prior.codebook.codes.copy_(codes.mean(0).expand_as(prior.codebook.codes))
-    return prior
-
-
 def trained_prior(plan: Plan, name: str, sets: Sequence[str], head: HeadModel, config: TrainConfig) -> Path:
     """A prior that learned from data sets; trained once, and resumed after an interruption."""
     file = plan.out / f"prior_{name}.safetensors"
     if file.is_file():
         return file
-    options = TrainOptions(checkpoint=file.with_suffix(".checkpoint.safetensors"))
+    checkpoint = file.with_suffix(".checkpoint.safetensors")
+    saved = Checkpoint.load(checkpoint) if checkpoint.is_file() else None
+    options = TrainOptions(
+        checkpoint=checkpoint, resume=None if saved is None else checkpoint, init=None if plan.start == "none" else plan.start
+    )  # fmt: skip
+    settings, options = resumed_settings(config, options, saved, head)
     started = time.perf_counter()
-    data = load_training_set(sets, head, config.image_size)
-    torch.manual_seed(options.seed)
-    trainer = Trainer(started_prior(plan.start, head, data.num_identities, config, options.seed), data, config, options)
-    if options.checkpoint.is_file():
-        trainer.restore(Checkpoint.load(options.checkpoint), options.checkpoint)
-    trainer.run(None, lambda step, figures: say(f"{name}, step {step}: PSNR {figures.get('psnr', float('nan')):.2f}"))
-    trainer.average.put()
-    trainer.prior.save(file, training_metadata(config, options, sets))
+    prior = train_prior(
+        sets, head, settings, options, log=lambda step, figures: say(f"{name}, step {step}: PSNR {figures.get('psnr', float('nan')):.2f}")
+    )  # fmt: skip
+    prior.save(file, training_metadata(settings, options, sets))
     say(f"{name}: trained in {time.perf_counter() - started:.0f} s")
     return file
 
