@@ -520,6 +520,24 @@ def test_ctrl_c_leaves_nothing_half_written(world: Path, carphone: Path, name: s
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signal masks")
+def test_ctrl_c_finds_starting_workers_silent(world: Path) -> None:
+    """They import for seconds before they draw, and are hit then, too."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avtool", *LONG["synth-data"]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "COVERAGE": ""},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any(path.name == "dataset.json" for path in world.rglob("dataset.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)  # the data set is claimed; two workers have been started and import
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "", err
+    assert "interrupted" in last_line(err) and "Traceback" not in err, err
+
+
 def test_ctrl_c_comes_through_a_callback_that_swallows_it(tmp_path: Path) -> None:
     """As numba's compiler has one, in C: what is raised in it is printed and gone."""
     code = (

@@ -197,6 +197,13 @@ def test_pseudo_pictures_get_structure_and_coverage_and_no_color_term() -> None:
 # Whose picture is drawn.
 
 
+def test_a_data_set_knows_which_of_its_pictures_are_pseudo(clips: Path, head: HeadModel) -> None:
+    """So that a checkpoint does not go on with another marking."""
+    data = load_training_set([clips], head, 32)
+    assert bool(data.pseudo.any())
+    assert len({data.fingerprint(), replace(data, pseudo=~data.pseudo).fingerprint(), replace(data, pseudo=data.pseudo & False).fingerprint()}) == 3
+
+
 def test_a_pseudo_picture_gives_way_to_a_real_one_of_its_moment(clips: Path, head: HeadModel) -> None:
     data = load_training_set([clips], head, SIZE)
     twins = real_twins(data)

@@ -170,6 +170,10 @@ class Track:
         """Full path of a file that the track names."""
         return self.base / name
 
+    def real_frames(self) -> list[int]:
+        """Indices of the frames that are not pseudo."""
+        return [idx for idx, frame in enumerate(self.frames) if frame.pseudo is None]
+
     def select(self, indices: Sequence[int]) -> Track:
         """The track of some of its frames; the matte video stays with the whole, so it is dropped."""
         return replace(self, frames=[self.frames[i] for i in indices], mattes_video=None)

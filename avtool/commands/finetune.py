@@ -49,7 +49,6 @@ def finetune_command(
     from ..artifacts.track import Track
     from ..prior.avatar import Avatar
     from ..prior.finetune import FinetuneOptions, finetune
-    from ..prior.photos import real_photos
     from ..prior.pseudo_views import load_pseudo_track
 
     where = options.resolve_device(device)
@@ -62,7 +61,7 @@ def finetune_command(
         name = "standard input" if track == "-" else track
         tuned = finetune(avatar, loaded, chosen, step, name, made, str(pseudo))
     tuned.save(output)
-    report = {"output": str(output), "photos": len(real_photos(loaded))}
+    report = {"output": str(output), "photos": len(loaded.real_frames())}
     if made is not None:
-        report["pseudo"] = len(made.frames) - len(real_photos(made))
+        report["pseudo"] = len(made.frames) - len(made.real_frames())
     console.report(report, as_json, quiet)

@@ -87,6 +87,12 @@ class PortraitSet:
         return self.data.targets(index, self.data.Ks.new_full((1, 1, 1, 1), SOURCE_BACKGROUND))[0]
 
 
+def on_gray(images: Tensor, mattes: Tensor | None) -> Tensor:
+    """Pictures (B, S, S, 3) cut out by their mattes (B, S, S, 1), as a source is shown to the network, outside of training sets."""
+    assert mattes is not None
+    return images * mattes + (1 - mattes) * SOURCE_BACKGROUND
+
+
 def load_portrait_set(
     directories: Sequence[str | Path],
     head: HeadModel,

@@ -66,8 +66,8 @@ def at_size(images: Tensor, side: int) -> Tensor:
     return F.interpolate(planes, (side, side), mode="bilinear", align_corners=False, antialias=True).movedim(1, -1)
 
 
-def on_color(image: Tensor, alpha: Tensor, color: Tensor) -> Tensor:
-    """A premultiplied picture over a color (B, 1, 1, 3)."""
+def on_color(image: Tensor, alpha: Tensor, color: Tensor | float) -> Tensor:
+    """A premultiplied picture over a color (B, 1, 1, 3), or a gray."""
     return image + (1 - alpha) * color
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.track import Track
-from avtool.capture.samples import Samples, load_samples
+from avtool.capture.samples import load_samples
 from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
-from avtool.portrait.dataset import SOURCE_BACKGROUND, facing_angles
+from avtool.portrait.dataset import facing_angles, on_gray
 from avtool.portrait.motion import MotionEncoder, load_motion
 from avtool.portrait.network import Encoded, Portrait
 from avtool.portrait.objective import on_color
@@ -75,7 +75,8 @@ class OneShot:
         count = max(1, _WATCHED_BYTES // (16 * size * size))
         chosen = sorted(set(sources))
         for start in range(0, len(chosen), count):
-            pictures = source_pictures(load_samples(track, chosen[start : start + count], size))
+            samples = load_samples(track, chosen[start : start + count], size)
+            pictures = on_gray(samples.images, samples.mattes)
             found += [self.encoder.embed_images(part.to(self.portrait.device)).cpu() for part in pictures.split(16)]
         row_of = {source: row for row, source in enumerate(chosen)}
         rows = torch.tensor([row_of[source] for source in sources])
@@ -90,7 +91,8 @@ class OneShot:
         """As Puppet. Without `refine`: what the volume renderer drew, enlarged.
 
         The network draws at its own size, and another size is resampled from that: the super-resolution head knows one distance
-        between rays only. Drawn at half or twice the size, pictures were 2.4 and 0.9 dB worse, and the latter took 4 times as long.
+        between rays only. Of a trial network (preset tiny, 500 steps) pictures drawn at half or twice the size were 2.4 and 0.9 dB worse, and
+        the latter took 3 times as long; of an untrained one there was no difference.
         """
         params, own = self.params_for(motion), self.portrait.config.size
         embedding = self.encoder.embed(params) if motion.embedding is None else motion.embedding
@@ -114,8 +116,8 @@ def frame_bytes(config: PortraitConfig, size: int) -> int:
     """What a frame of `size` pixels takes at its largest moment: the samples of its rays in the volume's network (plane features,
     three copies of its layers, positions and their inverse skinning), the planes, and the picture that is resampled.
 
-    At most 20 % above what was measured for the presets tiny and small and for six others: 50 MB at a low picture of 64 pixels with 12
-    samples a ray, 200 MB at 128.
+    5 to 20 % above most slopes of peak memory measured for the preset small and six like it (50 MB at a low picture of 64 pixels with
+    12 samples a ray, 200 MB at 128), rough for tiny, whose frames are too small to matter.
     """
     features = 3 * config.plane_channels
     samples = config.low_size**2 * max(config.coarse, config.fine)
@@ -174,7 +176,7 @@ def load_source(name: str, network: Driven, seed: int = 0, progress: Progress | 
         track = track_source(Path(name), head, seed, progress)
     idx = most_frontal(track, name)
     samples = load_samples(track, [idx], network.portrait.config.size)
-    puppet = network.of(source_pictures(samples), samples.params)
+    puppet = network.of(on_gray(samples.images, samples.mattes), samples.params)
     frame = track.frames[idx]
     shown = frame.image if frame.image is not None else f"{track.video}, frame {frame.frame_idx}"
     return Source(puppet, shown, None if tracked else time.perf_counter() - started)
@@ -190,13 +192,8 @@ def track_source(path: Path, head: HeadModel, seed: int = 0, progress: Progress 
 
 def most_frontal(track: Track, name: str) -> int:
     """The real frame whose face looks most nearly into the camera; the first of equal ones."""
-    real = [idx for idx, frame in enumerate(track.frames) if frame.pseudo is None]
+    real = track.real_frames()
     if not real:
         raise AvtoolError(f"{name}: expected a photographed picture, found pseudo views only", "name the photo itself")
     angles = facing_angles(track.params(real), track.viewmats(real))
     return real[int(angles.argmin())]
-
-
-def source_pictures(samples: Samples) -> Tensor:
-    """Pictures (B, S, S, 3) as the network is shown them: the matte on gray, as PortraitSet.sources()."""
-    return samples.images * samples.mattes + (1 - samples.mattes) * SOURCE_BACKGROUND

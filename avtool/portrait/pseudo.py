@@ -17,10 +17,11 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, stream_samples
 from avtool.errors import AvtoolError
-from avtool.portrait.dataset import SOURCE_BACKGROUND
+from avtool.portrait.dataset import SOURCE_BACKGROUND, on_gray
+from avtool.portrait.objective import on_color
 from avtool.portrait.pseudo_cameras import head_centers, turned_viewmats, view_angles
 from avtool.portrait.pseudo_files import DataSetWriter, Instant, MontageRows, open_data_set, straight, to_bytes
-from avtool.portrait.synthesizers import Draw, Synthesizer, on_gray
+from avtool.portrait.synthesizers import Draw, Synthesizer
 from avtool.prior.drive import Driver, check_head_model
 from avtool.prior.evaluate import spread
 from avtool.prior.photos import beyond_photo
@@ -73,17 +74,12 @@ def disagreement(real: Tensor, matte: Tensor, image: Tensor, alpha: Tensor, beyo
     """
     known = (~beyond).float()
     weight = torch.maximum(matte, alpha) * known
-    pictures = on_gray(real, matte) * known, on_gray_drawn(image, alpha) * known
+    pictures = on_gray(real, matte) * known, on_color(image, alpha, SOURCE_BACKGROUND) * known
     side = min(COMPARED_SIDE, real.shape[1])
     a, b, weight = (F.adaptive_avg_pool2d(x.movedim(-1, 1), side) for x in (*pictures, weight))
     total = weight.sum((1, 2, 3))
     mean = ((a - b).abs().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / total.clamp_min(1e-6)
     return torch.where(total > 1, mean, torch.ones_like(mean))
-
-
-def on_gray_drawn(image: Tensor, alpha: Tensor) -> Tensor:
-    """Drawn pictures, premultiplied on black, on the gray of on_gray()."""
-    return image + (1 - alpha) * SOURCE_BACKGROUND
 
 
 def make_pseudo_views(
@@ -120,7 +116,7 @@ def make_pseudo_views(
 
 def chosen_frames(source: Driver, options: PseudoOptions) -> list[int]:
     """Which frames of the track are used: real ones, every so many, so many at most. A video tracked here was thinned out then."""
-    real = [i for i, frame in enumerate(source.track.frames) if frame.pseudo is None]
+    real = source.track.real_frames()
     if not real:
         raise AvtoolError(f"{source.name}: expected real pictures, found pseudo ones only", "name the track that they were made from")
     thinned = source.tracking_seconds is not None and source.is_clip
@@ -144,7 +140,7 @@ def _instants(
     assert samples.mattes is not None
     found = disagreement(samples.images, samples.mattes, images, alphas, beyond_photo(track, chosen, size)).tolist()
     viewmats = _new_cameras(synthesizer, samples, first, options)
-    again = on_gray_drawn(images, alphas)
+    again = on_color(images, alphas, SOURCE_BACKGROUND)
     group = max(1, batch // options.views)
     for start in range(0, count, group):
         part = range(start, min(start + group, count))

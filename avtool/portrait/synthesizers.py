@@ -14,7 +14,7 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples
 from avtool.head import HeadModel
-from avtool.portrait.dataset import SOURCE_BACKGROUND
+from avtool.portrait.dataset import on_gray
 from avtool.portrait.network import Portrait
 from avtool.portrait.oneshot import frame_bytes, resampled
 from avtool.prior.avatar import Avatar
@@ -107,9 +107,3 @@ class AvatarSynthesizer:
             return images.cpu(), alphas.clamp(0, 1).cpu()
 
         return draw
-
-
-def on_gray(images: Tensor, mattes: Tensor | None) -> Tensor:
-    """Real pictures (B, S, S, 3) cut out by their mattes, on the gray that every source has behind it."""
-    assert mattes is not None
-    return images * mattes + (1 - mattes) * SOURCE_BACKGROUND

@@ -59,12 +59,14 @@ class TrainingSet:
         return self.images.shape[1]
 
     def fingerprint(self) -> str:
-        """Changes with the people, their number of pictures, the size and unequal weights: a checkpoint resumes on the same
-        data only."""
+        """Changes with the people, their number of pictures, the size, unequal weights and which pictures are pseudo: a checkpoint
+        resumes on the same data only."""
         counts = [f"{name}:{len(frames)}" for name, frames in zip(self.names, self.frames)]
         text = f"{self.size} {counts}"
         if len(set(self.weights)) > 1:
             text += f" {[round(weight / max(self.weights), 9) for weight in self.weights]}"
+        if bool(self.pseudo.any()):
+            text += f" {self.pseudo.nonzero()[:, 0].tolist()} pseudo"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> TrainingSet:

@@ -68,17 +68,12 @@ def load_photos(track: Track, head: HeadModel, size: int, name: str = "track") -
     Pseudo pictures, which a program made of others, are no photos.
     """
     check_head_model(name, track.head_model, head.model_id)
-    photos = real_photos(track)
+    photos = track.real_frames()
     if not photos:
         raise AvtoolError(f"{name}: expected photos, found {len(track.frames)} pseudo pictures only")
     count = len(photos)
     places = [round(i * (count - 1) / max(1, min(count, MAX_PHOTOS) - 1)) for i in range(min(count, MAX_PHOTOS))]
     return load_pictures(track, [photos[i] for i in places], head, size, name)
-
-
-def real_photos(track: Track) -> list[int]:
-    """Indices of the frames that are not pseudo."""
-    return [k for k, frame in enumerate(track.frames) if frame.pseudo is None]
 
 
 def load_pictures(track: Track, chosen: list[int], head: HeadModel, size: int, name: str) -> PhotoSet:
