@@ -86,7 +86,7 @@ def measure(build: Callable[[Case], Subject], cases: list[Case], mode: str, size
     return values
 
 
-def subject_rows(prior_name: str, quick: bool, head: HeadModel) -> dict[str, tuple[Callable[[Case], Subject], str]]:
+def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
     """The four rows of method.md 1.5: how each makes its person, and the pictures it is measured by."""
     cut = {"steps": 30} if quick else {}
     known: dict[str, Subject] = {}
@@ -97,10 +97,10 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel) -> dict[str, tup
         return known[case.name]
 
     def tuned(case: Case, **options: float) -> Subject:
-        return finetune(inverted(case), case.photos, FinetuneOptions(**cut, **options))
+        return finetune(inverted(case), case.photos, FinetuneOptions(size=size, **cut, **options))
 
     return {
-        ROWS[0]: (lambda case: fit_free(head, case.photos, case.test, steps=50 if quick else 300)[0], "unrefined"),
+        ROWS[0]: (lambda case: fit_free(head, case.photos, case.test, size=size, steps=50 if quick else 300)[0], "unrefined"),
         ROWS[1]: (inverted, "refined"),
         ROWS[2]: (lambda case: tuned(case, reference_weight=0.0), "refined"),
         ROWS[3]: (tuned, "refined"),
@@ -124,11 +124,11 @@ def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, o
     return file
 
 
-def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel) -> dict[str, tuple[Callable[[Case], Subject], str]]:
+def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
     """The whole chain with each of some priors; one without CNN is measured by its splats."""
     rows = {}
     for name, file in priors.items():
-        build = subject_rows(str(file), quick, head)[ROWS[3]][0]
+        build = subject_rows(str(file), quick, head, size)[ROWS[3]][0]
         rows[name] = (build, "unrefined" if name == "without CNN" else "refined")
     return rows
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--prior", default="default")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=256, help="of the photos that are tuned on and of the pictures that are compared")
     parser.add_argument("--quick", action="store_true", help="few steps: a smoke test, no figures")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -168,10 +168,10 @@ def main() -> None:
         parser.error("the tables parts and people need --train")
     for title in args.only:
         if title == "rows":
-            rows = subject_rows(args.prior, args.quick, head)
+            rows = subject_rows(args.prior, args.quick, head, args.size)
         else:
             changes = PARTS if title == "parts" else {f"{n} people": {"max_identities": n} for n in PEOPLE}
-            rows = variant_rows({n: trained(args.out, n, args.train, args.steps, c) for n, c in changes.items()}, args.quick, head)
+            rows = variant_rows({n: trained(args.out, n, args.train, args.steps, c) for n, c in changes.items()}, args.quick, head, args.size)
         tables.setdefault(title, {})
         for name, (build, mode) in rows.items():
             if len(tables[title].get(name, {}).get("psnr", [])) == len(cases):
