@@ -6,8 +6,8 @@ Three views of each in (the front and one from either side), its other views and
 Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others/ [--steps 2000] [--prior default] [--only TABLE ...]
        --train      people to train the variants on (avtool synth-data); the curve takes the first 25, 50, 100 and 200 of them
        --held-out   people of another seed, 12 or more
-Tables: rows (no prior, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts, dynamics, CNN),
-people (25 to 200). Writes OUT/table.md, OUT/table.json.
+Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts,
+dynamics, CNN), people (25 to 200), the last two with inversion alone beside the whole chain. Writes OUT/table.md, OUT/table.json.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ SIDE_YAW = np.radians(35)  # where the two side photos should be from
 MAX_TEST_YAW = np.radians(100)  # views from behind show what no photo does
 PARTS = {"full": {}, "without parts": {"single_part": True}, "without dynamics": {"dynamics": False}, "without CNN": {"refiner": "none"}}
 PEOPLE = (25, 50, 100, 200)
+LAST = "no prior, not stopped by the test pictures"
+UNTRAINED = "no prior: the same networks, untrained, tuned"
 TABLES = ("rows", "parts", "people")
 
 
@@ -87,8 +89,8 @@ def measure(build: Callable[[Case], Subject], cases: list[Case], mode: str, size
 
 
 def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
-    """The four rows of method.md 1.5: how each makes its person, and the pictures it is measured by."""
-    cut = {"steps": 30} if quick else {}
+    """The four rows of method.md 1.5, with two more meanings of "no prior": how each makes its person, and the pictures it is measured by."""
+    cut, free = ({"steps": 30}, 50) if quick else ({}, 300)
     known: dict[str, Subject] = {}
 
     def inverted(case: Case) -> Subject:
@@ -96,11 +98,17 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> di
             known[case.name] = invert(Prior.load(prior_name), case.photos, InvertOptions(**cut))
         return known[case.name]
 
+    def untrained(case: Case) -> Subject:
+        start = invert(Prior.create(head, 1), case.photos, InvertOptions(**cut))
+        return finetune(start, case.photos, FinetuneOptions(size=size, reference_weight=0.0, **cut))
+
     def tuned(case: Case, **options: float) -> Subject:
         return finetune(inverted(case), case.photos, FinetuneOptions(size=size, **cut, **options))
 
     return {
-        ROWS[0]: (lambda case: fit_free(head, case.photos, case.test, size=size, steps=50 if quick else 300)[0], "unrefined"),
+        ROWS[0]: (lambda case: fit_free(head, case.photos, case.test, size=size, steps=free)[0], "unrefined"),
+        LAST: (lambda case: fit_free(head, case.photos, case.test, size=size, steps=free, keep_best=False)[0], "unrefined"),
+        UNTRAINED: (untrained, "refined"),
         ROWS[1]: (inverted, "refined"),
         ROWS[2]: (lambda case: tuned(case, reference_weight=0.0), "refined"),
         ROWS[3]: (tuned, "refined"),
@@ -125,11 +133,14 @@ def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, o
 
 
 def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
-    """The whole chain with each of some priors; one without CNN is measured by its splats."""
+    """Inversion alone and the whole chain with each of some priors; one without CNN is measured by its splats, and the full one also so."""
     rows = {}
     for name, file in priors.items():
-        build = subject_rows(str(file), quick, head, size)[ROWS[3]][0]
-        rows[name] = (build, "unrefined" if name == "without CNN" else "refined")
+        chain, mode = subject_rows(str(file), quick, head, size), "unrefined" if name == "without CNN" else "refined"
+        rows[name] = (chain[ROWS[3]][0], mode)
+        rows[f"{name}, inversion alone"] = (chain[ROWS[1]][0], mode)
+        if name == "full":
+            rows["full, drawn without its CNN"] = (chain[ROWS[3]][0], "unrefined")
     return rows
 
 

@@ -80,9 +80,12 @@ def seed_free(head: HeadModel, track: Track, samples: Samples, uv_size: int) -> 
 
 
 def fit_free(
-    head: HeadModel, train: Track, test: Track, uv_size: int = 128, size: int = 256, steps: int = 300
+    head: HeadModel, train: Track, test: Track, uv_size: int = 128, size: int = 256, steps: int = 300, keep_best: bool = True
 ) -> tuple[FreeGaussians, int, float]:
-    """Optimizes on all photos of `train`; returns the state that is best on `test`, its step and the seconds."""
+    """Optimizes on all photos of `train`; returns the state that is best on `test`, its step and the seconds.
+
+    Without `keep_best` it is the last state, as whoever has no test pictures would get it.
+    """
     samples = load_samples(train, list(range(len(train.frames))), size, with_matte=True)
     subject = seed_free(head, train, samples, uv_size)
     targets = on_white(samples)
@@ -104,7 +107,7 @@ def fit_free(
         nonlocal best
         if (step + 1) % EVERY == 0:
             score = quick_psnr(subject, held_out, held_out_targets)
-            if score > best[0]:
+            if score > best[0] or not keep_best:
                 best = (score, step + 1, {name: value.detach().clone() for name, value in subject.params.items()})
 
     started = time.perf_counter()
