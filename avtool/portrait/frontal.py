@@ -43,10 +43,8 @@ class SourceView:
     def __len__(self) -> int:
         return len(self.images)
 
-    def part(self, start: int, count: int) -> SourceView:
-        """At most `count` of them from `start` on."""
-        chosen = slice(start, start + count)
-        return SourceView(self.images[chosen], self.params.index(chosen), self.viewmats[chosen], self.Ks[chosen])
+    def __getitem__(self, idx: slice | Tensor) -> SourceView:
+        return SourceView(self.images[idx], self.params.index(idx), self.viewmats[idx], self.Ks[idx])
 
     def to(self, device: torch.device | str) -> SourceView:
         """Move all of it."""

@@ -65,7 +65,7 @@ class PortraitSynthesizer:
         """Planes of every picture once."""
         device = self.portrait.device
         sources = source_view(samples, self.size).to(device)
-        parts = [sources.part(start, 8) for start in range(0, len(sources), 8)]
+        parts = [sources[start : start + 8] for start in range(0, len(sources), 8)]
         planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in parts])
         params, size = samples.params.to(device), samples.images.shape[1]
         scale = torch.tensor((self.size / size, self.size / size, 1.0))[:, None]
