@@ -456,7 +456,8 @@ def test_pseudo_mv_with_a_file_of_another_kind(world: Path, call) -> None:
     assert_refused(world, before, call(*start, "--portrait", "avatar.safetensors"), "avatar.safetensors", "portrait/1", "avatar/1")
     assert_refused(world, before, call(*start, "--avatar", "portrait.safetensors"), "portrait.safetensors", "avatar/1", "portrait/1")
     assert_refused(world, before, call(*start, "--portrait", "nothing.safetensors"), "nothing.safetensors: no such file")
-    assert_refused(world, before, call(*start, "--portrait", "portrait.safetensors"), "all 2 real pictures disagree", "--threshold")
+    strict = call(*start, "--portrait", "portrait.safetensors", "--threshold", "0.001")
+    assert_refused(world, before, strict, "all 2 real pictures disagree", "--threshold")
 
 
 def test_pseudo_mv_of_pictures_without_a_face(world: Path, call) -> None:

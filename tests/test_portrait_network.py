@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.tensors import load_tensors, save_tensors
@@ -16,6 +17,7 @@ from avtool.errors import FormatError
 from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.portrait import PRESETS, Portrait, PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
+from avtool.portrait.frontal import SOURCE_BACKGROUND, Frontalizer, SourceView, front_surface
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, sample_planes
 from avtool.portrait.vit import Transformer
@@ -46,6 +48,11 @@ def cameras(count: int, size: int = SIZE, focal: float = 1.9) -> tuple[Tensor, T
     return viewmats, intrinsics(focal * size, size, size).expand(count, 3, 3)
 
 
+def source_views(head: HeadModel, seed: int, count: int, size: int = SIZE) -> SourceView:
+    """Random pictures at the cameras above."""
+    return SourceView(numbers(seed, count, size, size, 3), HeadParams.zeros(head, (count,)), *cameras(count, size))
+
+
 def with_moving_layers(network: Portrait) -> Portrait:
     """As after some training: the outputs of the cross-attentions are no longer zero."""
     generator = torch.Generator().manual_seed(5)
@@ -57,7 +64,8 @@ def with_moving_layers(network: Portrait) -> Portrait:
 
 
 def test_shapes_of_all_entry_points(network: Portrait, head: HeadModel) -> None:
-    encoded = network.encode(numbers(0, 2, SIZE, SIZE, 3))
+    encoded = network.encode(source_views(head, 0, 2))
+    assert encoded.front.shape == (2, 6, SIZE, SIZE)
     assert encoded.tokens.shape == (2, TINY.token_size**2, TINY.dim)
     assert encoded.detail.shape == (2, TINY.detail_channels, TINY.detail_size, TINY.detail_size)
     planes = network.planes(encoded, numbers(1, 2, TINY.motion_size), None)
@@ -73,21 +81,32 @@ def test_shapes_of_all_entry_points(network: Portrait, head: HeadModel) -> None:
         assert picture.low_alpha.shape == picture.depth.shape == (2, small, small, 1)
         assert 0 <= float(picture.image.min()) and float(picture.image.max()) <= 1
     with pytest.raises(ValueError, match="source pictures"):
-        network.encode(numbers(0, 2, SIZE, SIZE + 1, 3))
+        network.encode(source_views(head, 0, 2, SIZE + 1))
     with pytest.raises(ValueError, match="motion must be"):
         network.planes(encoded, numbers(1, 2, TINY.motion_size + 1), None)
     with pytest.raises(ValueError, match="multiple of 4"):
         network.render(planes, params, viewmats, Ks, SIZE + 1)
 
 
+def test_without_frontalization_the_picture_is_seen_as_it_is(head: HeadModel) -> None:
+    network, source = Portrait.create(replace(TINY, frontalize=False), head, seed=1), source_views(head, 0, 2)
+    encoded = network.encode(source)
+    assert encoded.front is None
+    other = network.encode(replace(source, viewmats=source.viewmats.flip(0)))
+    assert torch.equal(encoded.tokens, other.tokens) and torch.equal(encoded.detail, other.detail), "cameras are not looked at"
+    planes = network.planes(encoded, None, None)
+    assert planes.shape == (2, 3, TINY.plane_channels, TINY.plane_size, TINY.plane_size)
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_have_the_sizes_they_state(name: str) -> None:
     config = PRESETS[name]
     with torch.device("meta"):  # shapes alone: the paper's network is not computed here
-        images = torch.zeros(1, 3, config.size, config.size)
+        images = torch.zeros(1, 8 if config.frontalize else 5, config.size, config.size)
         tokens, detail = GlobalEncoder(config)(images), DetailEncoder(config)(images)
+        front = torch.zeros(1, 6, config.size, config.size) if config.frontalize else None
         motion = torch.zeros(1, config.motion_size)
-        planes = PlaneDecoder(config)(Transformer(config)(tokens, motion, motion), detail)
+        planes = PlaneDecoder(config)(Transformer(config)(tokens, motion, motion), detail, front)
     assert tokens.shape == (1, config.token_size**2, config.dim)
     assert detail.shape[1:] == (config.detail_channels, config.detail_size, config.detail_size)
     assert planes.shape == (1, 3, config.plane_channels, config.plane_size, config.plane_size)
@@ -100,15 +119,15 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     assert PortraitConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
 
 
-def test_new_motion_layers_change_nothing(network: Portrait) -> None:
-    encoded = network.encode(numbers(0, 2, SIZE, SIZE, 3))
+def test_new_motion_layers_change_nothing(network: Portrait, head: HeadModel) -> None:
+    encoded = network.encode(source_views(head, 0, 2))
     static = network.planes(encoded, None, None)
     moved = network.planes(encoded, numbers(1, 2, TINY.motion_size), numbers(2, 2, TINY.motion_size))
     assert torch.equal(static, moved)
 
 
 def test_without_motion_the_network_is_the_static_one(network: Portrait, head: HeadModel) -> None:
-    source = numbers(0, 1, SIZE, SIZE, 3)
+    source = source_views(head, 0, 1)
     before = network.planes(network.encode(source), None, None)
     with_moving_layers(network)
     encoded = network.encode(source)
@@ -129,7 +148,7 @@ def test_motion_and_static_parameters_are_all_and_apart(network: Portrait) -> No
 def test_gradients_reach_every_parameter(network: Portrait, head: HeadModel) -> None:
     with_moving_layers(network).train()
     motion = numbers(1, 2, TINY.motion_size)
-    picture = network(numbers(0, 2, SIZE, SIZE, 3), motion, motion.flip(0), HeadParams.zeros(head, (2,)), *cameras(2))
+    picture = network(source_views(head, 0, 2), motion, motion.flip(0), HeadParams.zeros(head, (2,)), *cameras(2))
     loss = (picture.image - numbers(3, *picture.image.shape)).abs().mean() + picture.alpha.square().mean()
     loss.backward()
     without = [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().max() > 0)]
@@ -138,7 +157,7 @@ def test_gradients_reach_every_parameter(network: Portrait, head: HeadModel) -> 
 
 
 def test_training_steps_bring_the_picture_closer(network: Portrait, head: HeadModel) -> None:
-    source, params, (viewmats, Ks) = numbers(0, 1, SIZE, SIZE, 3), HeadParams.zeros(head, (1,)), cameras(1)
+    source, params, (viewmats, Ks) = source_views(head, 0, 1), HeadParams.zeros(head, (1,)), cameras(1)
     inside = torch.zeros(1, SIZE, SIZE, 1)
     inside[:, 16:48, 20:44] = 1.0
     target = inside * torch.tensor([0.8, 0.3, 0.1])
@@ -157,12 +176,12 @@ def test_training_steps_bring_the_picture_closer(network: Portrait, head: HeadMo
 
 def test_one_source_for_many_drivers_equals_the_batch(network: Portrait, head: HeadModel) -> None:
     with_moving_layers(network).eval()
-    source, (viewmats, Ks) = numbers(0, 1, SIZE, SIZE, 3), cameras(3)
+    source, (viewmats, Ks) = source_views(head, 0, 1), cameras(3)
     mine, drivers = numbers(1, 1, TINY.motion_size), numbers(2, 3, TINY.motion_size)
     turns = replace(HeadParams.zeros(head), neck=torch.tensor([[0.0, a, 0.0] for a in (-0.2, 0.0, 0.2)]))
     with torch.no_grad():
         once = network.planes(network.encode(source), mine, drivers)
-        batch = network.planes(network.encode(source.expand(3, -1, -1, -1)), mine.expand(3, -1), drivers)
+        batch = network.planes(network.encode(source[torch.zeros(3, dtype=torch.long)]), mine.expand(3, -1), drivers)
         torch.testing.assert_close(once, batch, rtol=1e-4, atol=1e-5)
         together = network.render(once, turns, viewmats, Ks)
         for idx in range(3):
@@ -375,6 +394,67 @@ def test_an_untrained_portrait_is_the_mean_head_and_turns_with_it(network: Portr
         assert float(alpha[:4].mean()) < 0.4, "above the head there is thin fog"
 
 
+def mapped_source(params: HeadParams, viewmats: Tensor, Ks: Tensor) -> SourceView:
+    """Pictures whose red and green are the pixel's position, so that a fetched color tells where it came from."""
+    at = (torch.arange(SIZE) + 0.5) / SIZE
+    v, u = torch.meshgrid(at, at, indexing="ij")
+    picture = torch.stack((u, v, torch.zeros_like(u)), dim=-1)
+    return SourceView(picture.expand(len(viewmats), -1, -1, -1), params, viewmats, Ks)
+
+
+def front_vertices(head: HeadModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Vertices of the face that plane 0 sees, and the row and column of their texels."""
+    box = (head.template - torch.tensor(BOX_CENTER)) / torch.tensor(BOX_HALF)
+    column, row = ((box[:, k] + 1) * SIZE / 2 - 0.5 for k in (0, 1))
+    surface = front_surface(head, SIZE)[row.round().long().clamp(0, SIZE - 1), column.round().long().clamp(0, SIZE - 1), 2]
+    seen = (head.template[:, 2] > surface - 0.004) & (head.template[:, 0].abs() < 0.06) & (head.template[:, 1].abs() < 0.1)
+    idx = seen.nonzero()[:, 0]
+    assert len(idx) > 200
+    return idx, row[idx], column[idx]
+
+
+def test_a_frontalized_source_fetches_what_the_posed_mesh_shows(head: HeadModel) -> None:
+    turns = DEGREE * torch.tensor([[0.0, 0.0, 0.0], [0.0, 20.0, 0.0], [12.0, -8.0, 10.0]])
+    params = replace(HeadParams.zeros(head, (3,)), neck=turns, head=0.5 * turns)
+    viewmats, Ks = cameras(3)
+    rig = Rig(head)
+    frontal = Frontalizer(head, rig, SIZE)(mapped_source(params, viewmats, Ks), rig.transforms(params))
+    idx, row, column = front_vertices(head)
+    at = torch.stack(((column + 0.5) * 2 / SIZE - 1, (row + 0.5) * 2 / SIZE - 1), dim=-1)
+    found = F.grid_sample(frontal[:, :2], at.expand(3, 1, -1, -1), align_corners=False)[:, :, 0].mT * SIZE
+    expected, _ = project(head(params).vertices[:, idx], viewmats, Ks)
+    errors = (found - expected).norm(dim=-1)
+    assert float(errors.mean()) < 0.5 and float(errors.quantile(0.95)) < 1.5, "pixels of 64"
+    away = (expected - expected.mean(1, keepdim=True)).norm(dim=-1).mean()
+    assert float(away) > 6, "the face is large enough for the bound to mean something"
+
+
+def test_a_frontalized_source_knows_where_the_camera_is(head: HeadModel) -> None:
+    viewmats, Ks = cameras(3)
+    params = replace(HeadParams.zeros(head, (3,)), neck=DEGREE * torch.tensor([[0.0, a, 0.0] for a in (0.0, 0.0, 25.0)]))
+    rig = Rig(head)
+    frontalizer = Frontalizer(head, rig, SIZE)
+    toward = frontalizer(mapped_source(params, viewmats, Ks), rig.transforms(params))[:, 3:]
+    torch.testing.assert_close(toward.norm(dim=1), torch.ones(3, SIZE, SIZE), rtol=0, atol=1e-5)
+    eyes = -(viewmats[:, :3, :3].mT @ viewmats[:, :3, 3:])[..., 0]
+    points = frontalizer.points.reshape(SIZE, SIZE, 3)
+    for k in range(3):
+        turn = rig.transforms(params)[k, 2]  # of the head: to posed space, where the camera is known
+        expected = F.normalize(eyes[k] - (points @ turn[:, :3].mT + turn[:, 3]), dim=-1)
+        torch.testing.assert_close(toward[k].movedim(0, -1) @ turn[:, :3].mT, expected, rtol=0, atol=1e-5)
+    assert float((toward[0] - toward[1]).norm(dim=0).mean()) > 0.4, "cameras differ"
+    assert float((toward[2] - toward[1]).norm(dim=0).mean()) < 0.3, "the head has turned toward its camera"
+
+
+def test_outside_of_the_photo_a_frontalized_source_is_gray(head: HeadModel) -> None:
+    rig, params = Rig(head), HeadParams.zeros(head, (1,))
+    viewmats, _ = cameras(1)
+    near = intrinsics(6.0 * SIZE, SIZE, SIZE)[None]  # shows the middle of the face only
+    frontal = Frontalizer(head, rig, SIZE)(mapped_source(params, viewmats, near), rig.transforms(params))[0, :3]
+    assert bool((frontal[:, :4] == SOURCE_BACKGROUND).all()) and bool((frontal[:, -4:] == SOURCE_BACKGROUND).all())
+    assert float((frontal[:, SIZE // 2, SIZE // 2] - SOURCE_BACKGROUND).abs().max()) > 0.3, "no blue in the photo"
+
+
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
@@ -384,7 +464,7 @@ def test_a_portrait_survives_its_file(network: Portrait, head: HeadModel, tmp_pa
     loaded = Portrait.load(path).eval()
     assert loaded.config == TINY and loaded.metadata["seed"] == "7" and loaded.head_model == head.model_id
     motion, params = numbers(1, 1, TINY.motion_size), HeadParams.zeros(head, (1,))
-    source = numbers(0, 1, SIZE, SIZE, 3)
+    source = source_views(head, 0, 1)
     with torch.no_grad():
         a, b = (n(source, motion, motion, params, *cameras(1)) for n in (network.eval(), loaded))
     torch.testing.assert_close(a.image, b.image, rtol=0, atol=5e-3)  # float16 weights

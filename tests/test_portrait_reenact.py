@@ -23,6 +23,7 @@ from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.portrait import PRESETS, Portrait
 from avtool.portrait.dataset import load_portrait_set
+from avtool.portrait.frontal import SourceView
 from avtool.portrait.motion import TORCHSCRIPT_SIDE, TorchScriptMotion
 from avtool.portrait.oneshot import Driven, OneShot, frame_bytes, load_source, load_to_drive, most_frontal, resampled
 from avtool.prior.drive import Driver, driver_pictures, load_driver, steady_crops
@@ -90,7 +91,7 @@ def test_frames_are_those_of_the_network_by_hand_and_batches_change_nothing(
     embed = puppet.encoder.embed
     with torch.no_grad():
         picture = portrait(
-            data.sources(idx).expand(5, -1, -1, -1), embed(who).expand(5, -1), embed(params), params, motion.viewmats, motion.Ks
+            data.source_views(idx.expand(5)), embed(who).expand(5, -1), embed(params), params, motion.viewmats, motion.Ks
         )
     expected = (picture.image + (1 - picture.alpha)).clamp(0, 1)
     assert torch.allclose(batch, expected, atol=1e-4) and torch.allclose(alphas, picture.alpha, atol=1e-4)
@@ -267,9 +268,9 @@ def test_the_picture_of_a_real_photo_is_its_face_on_gray(network: Driven, astron
         seen: list[Tensor] = []
 
         class Watched(Portrait):
-            def encode(self, images: Tensor):  # noqa: ANN202
-                seen.append(images)
-                return super().encode(images)
+            def encode(self, source: SourceView):  # noqa: ANN202
+                seen.append(source.images)
+                return super().encode(source)
 
         watched = Watched(network.portrait.config, network.head).eval()
         person = load_source(str(photo), Driven(watched, network.encoder, network.head))

@@ -22,6 +22,7 @@ from avtool.errors import AvtoolError
 from avtool.head import HeadParams
 from avtool.portrait.config import PRESETS
 from avtool.portrait.dataset import MotionSampler, load_portrait_set
+from avtool.portrait.frontal import SourceView
 from avtool.portrait.network import Portrait
 from avtool.portrait.oneshot import resampled
 from avtool.portrait.pseudo import THRESHOLD, PseudoOptions, chosen_frames, disagreement, make_pseudo_views
@@ -297,7 +298,8 @@ def test_a_portrait_draws_what_it_was_shown(avatar: Avatar, portrait: Path, tmp_
     params, gray = samples.params[2:], samples.images[2:] * samples.mattes[2:] + 0.5 * (1 - samples.mattes[2:])
     half = samples.Ks[2:] * torch.tensor((0.5, 0.5, 1.0))[:, None]  # the network draws 32 pixels a side
     with torch.no_grad():
-        direct = network.eval()(resampled(gray, 32), None, None, params, samples.viewmats[2:], half)
+        source = SourceView(resampled(gray, 32), params, samples.viewmats[2:], half)
+        direct = network.eval()(source, None, None, params, samples.viewmats[2:], half)
     assert torch.allclose(resampled(direct.image, 64)[0], images[0], atol=1e-4)
 
 

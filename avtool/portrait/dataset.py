@@ -20,10 +20,8 @@ from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
 from avtool.prior.dataset import MOTION, TrainingSet, group_moments, load_training_set
 from avtool.prior.sampler import BatchSampler
+from avtool.portrait.frontal import SOURCE_BACKGROUND, SourceView
 from avtool.rotations import axis_angle_to_matrix
-
-SOURCE_BACKGROUND = 0.5
-"""Gray behind every source picture, in training and use: one background is one thing less to learn."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,10 @@ class PortraitSet:
     def sources(self, index: Tensor) -> Tensor:
         """Pictures (B, S, S, 3) as a source is shown to the network."""
         return self.data.targets(index, self.data.Ks.new_full((1, 1, 1, 1), SOURCE_BACKGROUND))[0]
+
+    def source_views(self, index: Tensor) -> SourceView:
+        """The same with what was tracked in them."""
+        return SourceView(self.sources(index), self.params(index), self.data.viewmats[index], self.data.Ks[index])
 
 
 def on_gray(images: Tensor, mattes: Tensor | None) -> Tensor:

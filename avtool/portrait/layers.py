@@ -68,9 +68,9 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
 
 
 def with_coordinates(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 5, H, W): rgb and pixel position, all in [-1, 1]."""
+    """(B, 3 or more, H, W), rgb in [0, 1] first -> two more channels: rgb, the others as they are, and pixel position, in [-1, 1]."""
     height, width = images.shape[-2:]
     y = (torch.arange(height, device=images.device, dtype=images.dtype) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=images.device, dtype=images.dtype) + 0.5) * (2 / width) - 1
     grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)))
-    return torch.cat((images * 2 - 1, grid.expand(len(images), -1, -1, -1)), dim=1)
+    return torch.cat((images[:, :3] * 2 - 1, images[:, 3:], grid.expand(len(images), -1, -1, -1)), dim=1)

@@ -7,7 +7,7 @@ Shape legend: B pictures, S full size, s low size, N tokens, D channels, M motio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
+from avtool.portrait.frontal import Frontalizer, SourceView
+from avtool.portrait.layers import with_coordinates
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
 from avtool.portrait.triplane import PlaneDecoder, PlaneField, to_box
@@ -34,13 +36,14 @@ _SURFACE = 0.02
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a source picture gives: tokens (B, N, D) and detail (B, E, Q, Q)."""
+    """What a source picture gives: tokens (B, N, D), detail (B, E, Q, Q) and, where it is frontalized, front (B, 6, S, S)."""
 
     tokens: Tensor
     detail: Tensor
+    front: Tensor | None = None
 
     def __getitem__(self, idx: slice | Sequence[int] | Tensor) -> Encoded:
-        return Encoded(self.tokens[idx], self.detail[idx])
+        return Encoded(self.tokens[idx], self.detail[idx], None if self.front is None else self.front[idx])
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Portrait(nn.Module):
         for part in (self.global_encoder, self.detail_encoder, self.decoder, self.upsampler):
             part.to(memory_format=torch.channels_last)  # an eighth less time a training step on a CPU
         self.rig = Rig(head)
+        self.frontalizer = Frontalizer(head, self.rig, config.size) if config.frontalize else None
         self.to(head.device)
 
     @staticmethod
@@ -88,13 +92,14 @@ class Portrait(nn.Module):
         """Where the weights are."""
         return self.transformer.position.device
 
-    def encode(self, images: Tensor) -> Encoded:
-        """Source pictures (B, S, S, 3) in [0, 1] -> features, which depend on nothing else."""
-        size = self.config.size
+    def encode(self, source: SourceView) -> Encoded:
+        """Source pictures of the network's size -> features, which depend on nothing else."""
+        size, images = self.config.size, source.images
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"source pictures must be (B, {size}, {size}, 3), found {tuple(images.shape)}")
-        pictures = images.movedim(-1, 1)
-        return Encoded(self.global_encoder(pictures), self.detail_encoder(pictures))
+        front = None if self.frontalizer is None else self.frontalizer(source, self.rig.transforms(source.params))
+        pictures = with_coordinates(images.movedim(-1, 1) if front is None else front)
+        return Encoded(self.global_encoder(pictures), self.detail_encoder(pictures), front)
 
     def planes(self, encoded: Encoded, source_motion: Tensor | None, driver_motion: Tensor | None) -> Tensor:
         """Tri-planes (B, 3, C, P, P) in canonical space. Motions are (B, M); None turns their cross-attention off, and
@@ -104,13 +109,14 @@ class Portrait(nn.Module):
     def neutralize(self, encoded: Encoded, source_motion: Tensor | None) -> Encoded:
         """The first half of planes(): a source without its expression, the same for every driver."""
         self._check_motion(source_motion)
-        return Encoded(self.transformer.neutralize(encoded.tokens, source_motion), encoded.detail)
+        return replace(encoded, tokens=self.transformer.neutralize(encoded.tokens, source_motion))
 
     def drive(self, neutral: Encoded, driver_motion: Tensor | None) -> Tensor:
         """The second half of planes(): a neutralized source with a driver's expression, (B, 3, C, P, P)."""
         self._check_motion(driver_motion)
         tokens = self.transformer.reenact(neutral.tokens, driver_motion)
-        return self.decoder(tokens, neutral.detail.expand(len(tokens), -1, -1, -1))
+        maps = (None if x is None else x.expand(len(tokens), -1, -1, -1) for x in (neutral.detail, neutral.front))
+        return self.decoder(tokens, *maps)
 
     def _check_motion(self, motion: Tensor | None) -> None:
         if motion is not None and motion.shape[1:] != (self.config.motion_size,):
@@ -176,7 +182,7 @@ class Portrait(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        source: SourceView,
         source_motion: Tensor | None,
         driver_motion: Tensor | None,
         params: HeadParams,
@@ -186,7 +192,7 @@ class Portrait(nn.Module):
         generator: torch.Generator | None = None,
     ) -> PortraitPicture:
         """encode, planes and render in one call, as data-parallel training needs it."""
-        planes = self.planes(self.encode(images), source_motion, driver_motion)
+        planes = self.planes(self.encode(source), source_motion, driver_motion)
         return self.render(planes, params, viewmats, Ks, size, generator)
 
     def motion_parameters(self) -> list[nn.Parameter]:

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avtool.artifacts.track import Track
-from avtool.capture.samples import load_samples
+from avtool.capture.samples import Samples, load_samples
 from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
 from avtool.portrait.dataset import facing_angles, on_gray
+from avtool.portrait.frontal import SourceView
 from avtool.portrait.motion import MotionEncoder, load_motion
 from avtool.portrait.network import Encoded, Portrait
 from avtool.portrait.objective import on_color
@@ -41,12 +42,12 @@ class Driven:
     head: HeadModel
 
     @torch.no_grad()
-    def of(self, image: Tensor, params: HeadParams) -> OneShot:
-        """The person of one picture (1, S, S, 3) on gray with its tracked parameters (1,): encoded here, once."""
-        image, params = image.to(self.portrait.device), params.to(self.portrait.device)
-        motion = self.encoder.embed_images(image) if self.encoder.reads_images else self.encoder.embed(params)
-        neutral = self.portrait.neutralize(self.portrait.encode(image), motion)
-        return OneShot(self.head, self.portrait, self.encoder, neutral, params[0].neutral())
+    def of(self, source: SourceView) -> OneShot:
+        """The person of one picture: encoded here, once."""
+        source = source.to(self.portrait.device)
+        motion = self.encoder.embed_images(source.images) if self.encoder.reads_images else self.encoder.embed(source.params)
+        neutral = self.portrait.neutralize(self.portrait.encode(source), motion)
+        return OneShot(self.head, self.portrait, self.encoder, neutral, source.params[0].neutral())
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,13 @@ class OneShot:
         image, alpha = (picture.image, picture.alpha) if refine else (picture.low, picture.low_alpha)
         image, alpha = resampled(image, size), resampled(alpha, size)
         return on_color(image, alpha, background).clamp(0, 1), alpha
+
+
+def source_view(samples: Samples, size: int) -> SourceView:
+    """Pictures with mattes as a network of `size` pixels sees them."""
+    scale = size / samples.images.shape[1]
+    Ks = samples.Ks * samples.Ks.new_tensor((scale, scale, 1.0))[:, None]
+    return SourceView(resampled(on_gray(samples.images, samples.mattes), size), samples.params, samples.viewmats, Ks)
 
 
 def resampled(pictures: Tensor, size: int) -> Tensor:
@@ -176,7 +184,7 @@ def load_source(name: str, network: Driven, seed: int = 0, progress: Progress | 
         track = track_source(Path(name), head, seed, progress)
     idx = most_frontal(track, name)
     samples = load_samples(track, [idx], network.portrait.config.size)
-    puppet = network.of(on_gray(samples.images, samples.mattes), samples.params)
+    puppet = network.of(source_view(samples, network.portrait.config.size))
     frame = track.frames[idx]
     shown = frame.image if frame.image is not None else f"{track.video}, frame {frame.frame_idx}"
     return Source(puppet, shown, None if tracked else time.perf_counter() - started)

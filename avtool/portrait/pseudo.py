@@ -17,7 +17,8 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, stream_samples
 from avtool.errors import AvtoolError
-from avtool.portrait.dataset import SOURCE_BACKGROUND, on_gray
+from avtool.portrait.dataset import on_gray
+from avtool.portrait.frontal import SOURCE_BACKGROUND
 from avtool.portrait.objective import on_color
 from avtool.portrait.pseudo_cameras import head_centers, turned_viewmats, view_angles
 from avtool.portrait.pseudo_files import DataSetWriter, Instant, MontageRows, open_data_set, straight, to_bytes

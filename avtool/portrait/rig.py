@@ -72,12 +72,16 @@ class Rig(nn.Module):
 
         The weights belong to the rest position that is sought; the search starts where the head's transform leads.
         """
-        rest = _invert(transforms[:, 2][:, None], points)
+        rest = inverse_transform(transforms[:, 2][:, None], points)
         for _ in range(_ITERATIONS):
-            weights = _sample(self.weights, rest)  # (B, N, 3)
+            weights = self.weights_at(rest)
             blended = (weights @ transforms.flatten(-2)).unflatten(-1, (3, 4))
-            rest = _invert(blended, points)
+            rest = inverse_transform(blended, points)
         return rest
+
+    def weights_at(self, rest: Tensor) -> Tensor:
+        """Weights (B, N, 3) of root, neck and head at rest points (B, N, 3)."""
+        return _sample(self.weights, rest)
 
     @torch.no_grad()
     def distances(self, rest: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def _broadcast(*pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(m.expand(*shape, 3, 3), s.expand(*shape, 3)) for m, s in pairs]
 
 
-def _invert(transform: Tensor, points: Tensor) -> Tensor:
+def inverse_transform(transform: Tensor, points: Tensor) -> Tensor:
     """x with A x + t = points, for transforms (..., 3, 4) = (A, t): by Cramer's rule, as A is a mean of rotations."""
     a, b, c = transform[..., :3].unbind(-1)
     y = points - transform[..., 3]

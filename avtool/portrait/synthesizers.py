@@ -14,9 +14,8 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples
 from avtool.head import HeadModel
-from avtool.portrait.dataset import on_gray
 from avtool.portrait.network import Portrait
-from avtool.portrait.oneshot import frame_bytes, resampled
+from avtool.portrait.oneshot import frame_bytes, resampled, source_view
 from avtool.prior.avatar import Avatar
 from avtool.prior.puppet import batch_within
 
@@ -65,8 +64,9 @@ class PortraitSynthesizer:
     def moments(self, samples: Samples) -> Draw:
         """Planes of every picture once."""
         device = self.portrait.device
-        sources = resampled(on_gray(samples.images, samples.mattes).to(device), self.size)
-        planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in sources.split(8)])
+        sources = source_view(samples, self.size).to(device)
+        parts = [sources[start : start + 8] for start in range(0, len(sources), 8)]
+        planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in parts])
         params, size = samples.params.to(device), samples.images.shape[1]
         scale = torch.tensor((self.size / size, self.size / size, 1.0))[:, None]
 

@@ -116,7 +116,7 @@ class PortraitTrainer:
             motions = self.embed(batch.source, 1), self.embed(batch.driver, 2)
         data, target = self.data.data, batch.target
         return self.portrait(
-            self.data.sources(batch.source), *motions, self.data.params(target), data.viewmats[target], data.Ks[target], data.size,
+            self.data.source_views(batch.source), *motions, self.data.params(target), data.viewmats[target], data.Ks[target], data.size,
             generator,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avtool.portrait.config import PortraitConfig, doublings
+from avtool.portrait.config import FRONTAL_CHANNELS, PortraitConfig, doublings
 from avtool.portrait.layers import Upsample, activate, convolution
 from avtool.portrait.vit import attend
 
@@ -78,14 +78,19 @@ class PlaneDecoder(nn.Module):
         narrow = max(width // 2, 2 * config.plane_channels) if steps else width
         widths = [width, *[narrow] * steps]
         self.refine = nn.Sequential(*[Upsample(a, b) for a, b in zip(widths, widths[1:])])
-        self.planes = convolution(narrow, 3 * config.plane_channels)
+        # A frontalized source lies texel by texel over the front plane: its colors need not pass the smaller maps.
+        self.planes = convolution(narrow + (FRONTAL_CHANNELS if config.frontalize else 0), 3 * config.plane_channels)
 
-    def forward(self, tokens: Tensor, detail: Tensor) -> Tensor:
-        """Tokens (B, N, D), detail (B, E, Q, Q) -> planes (B, 3, C, P, P)."""
+    def forward(self, tokens: Tensor, detail: Tensor, front: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D), detail (B, E, Q, Q), a frontalized source (B, 6, S, S) or None -> planes (B, 3, C, P, P)."""
         side = self.config.token_size
         canonical = self.enlarge(self.embed(tokens).mT.unflatten(-1, (side, side)))
         x = activate(self.merge(torch.cat((canonical, detail), dim=1)))
         x = activate(self.refine(self.block(x)))
+        if front is not None:
+            side = self.config.plane_size
+            front = front if front.shape[-1] == side else F.interpolate(front, (side, side), mode="bilinear", align_corners=False)
+            x = torch.cat((x, front), dim=1)
         return self.planes(x).unflatten(1, (3, -1))
 
 

@@ -28,7 +28,8 @@ from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, load_samples
 from avtool.head import HeadModel, HeadParams
 from avtool.metrics import summarize
-from avtool.portrait.dataset import SOURCE_BACKGROUND
+from avtool.portrait.dataset import on_gray
+from avtool.portrait.frontal import SourceView
 from avtool.portrait.motion import load_motion
 from avtool.portrait.network import Encoded, Portrait
 from avtool.prior.evaluate import Meters, load_meters, measure, on_background, sample_landmarks, spread, to_bytes
@@ -69,11 +70,12 @@ class Case:
         """Of the samples."""
         return slice(1, None)
 
-    def source_picture(self) -> Tensor:
-        """(1, S, S, 3) as a portrait is shown it."""
-        assert self.samples.mattes is not None
-        matte = self.samples.mattes[:1]
-        return self.samples.images[:1] * matte + (1 - matte) * SOURCE_BACKGROUND
+    def source(self) -> SourceView:
+        """The source as a portrait is shown it."""
+        samples, first = self.samples, slice(0, 1)
+        assert samples.mattes is not None
+        picture = on_gray(samples.images[first], samples.mattes[first])
+        return SourceView(picture, samples.params.index(first), samples.viewmats[first], samples.Ks[first])
 
 
 def load_case(track: Track, name: str, source: int, targets: Sequence[int], size: int, meters: Meters) -> Case:
@@ -113,9 +115,9 @@ class OneShot:
         return self.embedding.embed(params) if self.driven else None
 
     @torch.no_grad()
-    def encode(self, picture: Tensor) -> Encoded:
-        """(1, S, S, 3) on the source's gray."""
-        return self.portrait.encode(picture)
+    def encode(self, source: SourceView) -> Encoded:
+        """One picture on the source's gray."""
+        return self.portrait.encode(source)
 
     @torch.no_grad()
     def draw(
@@ -139,7 +141,7 @@ class OneShot:
         source, pose = params.index(slice(0, 1)), params.index(case.targets)
         driver = params.index([0] * count) if frozen else pose
         cameras = case.samples.viewmats[case.targets], case.samples.Ks[case.targets]
-        return over_white(*self.draw(self.encode(case.source_picture()), source, driver, pose, *cameras))
+        return over_white(*self.draw(self.encode(case.source()), source, driver, pose, *cameras))
 
 
 def over_white(images: Tensor, alphas: Tensor) -> Pictures:

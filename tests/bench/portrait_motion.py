@@ -58,7 +58,7 @@ from avtool.artifacts.track import Frame, Track  # noqa: E402
 from avtool.errors import AvtoolError  # noqa: E402
 from avtool.head import HeadModel, HeadParams, load_head_model  # noqa: E402
 from avtool.metrics import align_face, cosine  # noqa: E402
-from avtool.portrait.dataset import SOURCE_BACKGROUND  # noqa: E402
+from avtool.portrait.frontal import SOURCE_BACKGROUND, SourceView  # noqa: E402
 from avtool.prior.evaluate import Meters, measure, spread, to_bytes  # noqa: E402
 from avtool.rotations import axis_angle_to_matrix  # noqa: E402
 
@@ -184,7 +184,7 @@ def driven_by(portrait: OneShot, source: Clip, driver: Clip, frozen: bool) -> Pi
     count = len(driver.drivers)
     pose = replace(theirs.params.index(slice(1, None)), identity=own.identity[0], offsets=own.offsets)
     moved = own.index([0] * count) if frozen else pose
-    encoded = portrait.encode(source.case.source_picture())
+    encoded = portrait.encode(source.case.source())
     return over_white(*portrait.draw(encoded, own, moved, pose, theirs.viewmats[1:], theirs.Ks[1:]))
 
 
@@ -242,14 +242,15 @@ def both_sides(portrait: OneShot, clip: Clip, angle: float) -> tuple[Pictures, P
     with torch.no_grad():
         centers = portrait.head.landmarks(portrait.head(params).vertices).mean(1)
     p, q = (turned(samples.viewmats[picked], centers, sign * angle) for sign in (1, -1))
-    encoded = portrait.encode(clip.case.source_picture())
+    encoded = portrait.encode(clip.case.source())
     colors, alphas = portrait.draw(encoded, own, params, params, p, Ks)
     at_q = over_white(*portrait.draw(encoded, own, params, params, q, Ks))
     again = []
     for k in range(len(picked)):
         one = params.index(slice(k, k + 1))
         picture = (colors[k : k + 1] + (1 - alphas[k : k + 1]) * SOURCE_BACKGROUND).clamp(0, 1)
-        again.append(over_white(*portrait.draw(portrait.encode(picture), one, one, one, q[k : k + 1], Ks[k : k + 1])))
+        encoded = portrait.encode(SourceView(picture, one, p[k : k + 1], Ks[k : k + 1]))
+        again.append(over_white(*portrait.draw(encoded, one, one, one, q[k : k + 1], Ks[k : k + 1])))
     return over_white(colors, alphas), at_q, np.concatenate(again)
 
 
