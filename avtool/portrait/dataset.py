@@ -18,9 +18,9 @@ from torch import Tensor
 
 from avtool.errors import AvtoolError
 from avtool.head import HeadModel, HeadParams
+from avtool.portrait.frontal import SOURCE_BACKGROUND, SourceView
 from avtool.prior.dataset import MOTION, TrainingSet, group_moments, load_training_set
 from avtool.prior.sampler import BatchSampler
-from avtool.portrait.frontal import SOURCE_BACKGROUND, SourceView
 from avtool.rotations import axis_angle_to_matrix
 
 

@@ -1,5 +1,7 @@
 """The source picture as the front plane sees it: frontalization by the tracked camera, pose and the mean head's surface.
 
+One surface for everybody, as Hassner et al., Effective Face Frontalization, arXiv 1411.7964.
+
 Portrait4D-v2 aligns its pictures before the network sees them. Here the tracker knows camera and pose, and so every texel of the
 front plane fetches the color that the source shows of it: the network need not find out first where in the picture the head is,
 and its convolutions see source and planes in one frame. What the source does not show is there, too, and wrong: the directions to
@@ -27,7 +29,7 @@ SOURCE_BACKGROUND = 0.5
 
 _NEAREST = 0.01  # meters before the camera
 _SMOOTHING = 0.006  # meters, of the surface: people's noses are not where the mean head's is
-_SUBDIVISIONS = 8  # samples along a triangle's side: denser than the texels of the paper's preset
+_SUBDIVISIONS = 8  # samples along a triangle's side; a texel that none falls into takes its nearest neighbor's depth
 
 
 @dataclass(frozen=True)
