@@ -103,7 +103,10 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> di
         return finetune(start, case.photos, FinetuneOptions(size=size, reference_weight=0.0, **cut))
 
     def tuned(case: Case, **options: float) -> Subject:
-        return finetune(inverted(case), case.photos, FinetuneOptions(size=size, **cut, **options))
+        key = f"{case.name} {options}"
+        if key not in known:
+            known[key] = finetune(inverted(case), case.photos, FinetuneOptions(size=size, **cut, **options))
+        return known[key]
 
     return {
         ROWS[0]: (lambda case: fit_free(head, case.photos, case.test, size=size, steps=free)[0], "unrefined"),
