@@ -7,7 +7,9 @@ Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others
        --train      people to train the variants on (avtool synth-data); the curve takes the first 25, 50, 100 and 200 of them
        --held-out   people of another seed, 12 or more
 Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts,
-dynamics, CNN), people (25 to 200), the last two with inversion alone beside the whole chain. Writes OUT/table.md, OUT/table.json.
+dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), people
+(25 to 200), the last three with inversion alone beside the whole chain. psnr_mouth and psnr_eyes are those of the boxes around the posed
+head's mouth and eyes, in views within 60 degrees of the front. Writes OUT/table.md, OUT/table.json.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from avtool.runtime import prepare
 prepare()  # as the program does, before torch is imported
 
 import torch
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ablation import ROWS  # noqa: E402
@@ -35,21 +39,29 @@ from baseline import fit_free  # noqa: E402
 from synth_report import view_yaw  # noqa: E402
 
 from avtool.artifacts.track import Track  # noqa: E402
+from avtool.cameras import project  # noqa: E402
+from avtool.capture.samples import Samples, load_samples  # noqa: E402
 from avtool.head import HeadModel, load_head_model  # noqa: E402
-from avtool.prior.dataset import find_tracks  # noqa: E402
-from avtool.prior.evaluate import EvalOptions, Meters, Subject, evaluate  # noqa: E402
+from avtool.metrics import psnr, ssim  # noqa: E402
+from avtool.prior.checkpoint import Checkpoint  # noqa: E402
+from avtool.prior.dataset import find_tracks, load_training_set  # noqa: E402
+from avtool.prior.evaluate import EvalOptions, Subject, on_background, render_samples  # noqa: E402
 from avtool.prior.finetune import FinetuneOptions, finetune  # noqa: E402
 from avtool.prior.invert import InvertOptions, invert  # noqa: E402
 from avtool.prior.prior import Prior  # noqa: E402
 
-FIGURES = ("psnr", "ssim")
+FIGURES = ("psnr", "ssim", "psnr_mouth", "psnr_eyes")
+REGIONS = {"psnr_mouth": ("lips",), "psnr_eyes": ("eye_l", "eye_r", "lash_l", "lash_r")}
+WHITE, BATCH = (1.0, 1.0, 1.0), 8
+BOX_MARGIN = 0.15  # of the box's longer side
+FACE_YAW = np.radians(60)  # beyond, half of mouth and eyes is hidden
 SIDE_YAW = np.radians(35)  # where the two side photos should be from
 MAX_TEST_YAW = np.radians(100)  # views from behind show what no photo does
 PARTS = {"full": {}, "without parts": {"single_part": True}, "without dynamics": {"dynamics": False}, "without CNN": {"refiner": "none"}}
 PEOPLE = (25, 50, 100, 200)
 LAST = "no prior, not stopped by the test pictures"
 UNTRAINED = "no prior: the same networks, untrained, tuned"
-TABLES = ("rows", "parts", "people")
+TABLES = ("rows", "parts", "parts_whole", "people")
 
 
 @dataclass(frozen=True)
@@ -77,14 +89,45 @@ def load_cases(folder: Path, head: HeadModel, count: int) -> list[Case]:
     return cases
 
 
-def measure(build: Callable[[Case], Subject], cases: list[Case], mode: str, size: int) -> dict[str, list[float]]:
+def region_boxes(case: Case, samples: Samples, indices: list[int], head: HeadModel, names: tuple[str, ...]) -> list[NDArray[np.bool_] | None]:
+    """(S, S) a picture: the box of the posed head's regions on it; None in views from the side or from behind."""
+    size, boxes = samples.images.shape[1], []
+    pixels, _ = project(head(samples.params).vertices, samples.viewmats, samples.Ks)
+    corners = pixels[:, head.faces[head.region_mask(*names)].unique()].numpy()
+    for idx, points in zip(indices, corners):
+        low, high = points.min(0), points.max(0)
+        margin = BOX_MARGIN * (high - low).max()
+        (x0, y0), (x1, y1) = (np.clip(np.rint(v), 0, size).astype(int) for v in (low - margin, high + margin))
+        box = np.zeros((size, size), bool)
+        box[y0:y1, x0:x1] = True
+        boxes.append(box if abs(view_yaw(case.test.frames[idx])) < FACE_YAW and box.any() else None)
+    return boxes
+
+
+def measure_case(subject: Subject, case: Case, head: HeadModel, mode: str, size: int) -> dict[str, float]:
+    """A person's mean figures over the test pictures."""
+    values: dict[str, list[float]] = {key: [] for key in FIGURES}
+    for start in range(0, len(case.test.frames), BATCH):
+        indices = list(range(start, min(start + BATCH, len(case.test.frames))))
+        samples = load_samples(case.test, indices, size)
+        real = on_background(samples, WHITE)
+        images = render_samples(subject, samples, EvalOptions(size=size), refine=mode == "refined")
+        pairs = list(zip(images, real))
+        values["psnr"] += [psnr(*pair) for pair in pairs]
+        values["ssim"] += [ssim(*pair) for pair in pairs]
+        for key, names in REGIONS.items():
+            boxes = region_boxes(case, samples, indices, head, names)
+            values[key] += [psnr(*pair, box) for pair, box in zip(pairs, boxes) if box is not None]
+    return {key: float(np.mean(found)) for key, found in values.items()}
+
+
+def measure(build: Callable[[Case], Subject], cases: list[Case], head: HeadModel, mode: str, size: int) -> dict[str, list[float]]:
     """A figure a person, of every metric."""
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {key: [] for key in FIGURES}
     for case in cases:
         torch.manual_seed(0)
-        report = evaluate(build(case), case.test, EvalOptions(size=size, modes=(mode,)), Meters()).report[mode]
-        for key in FIGURES:
-            values.setdefault(key, []).append(float(report[key]["mean"]))
+        for key, value in measure_case(build(case), case, head, mode, size).items():
+            values[key].append(value)
     return values
 
 
@@ -129,10 +172,31 @@ def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, o
     command = [sys.executable, "-m", "avtool", "train-prior", str(people), "-o", str(file), "--config", str(config), "--force"]
     if checkpoint.is_file():
         command += ["--resume", str(checkpoint)]
+    run_training(name, command)
+    return file
+
+
+def trained_whole(out: Path, name: str, people: Path, steps: int, more: int, changes: dict[str, object]) -> Path:
+    """A trained variant after more steps on pictures of twice the size; made once, resumed after an interruption."""
+    start = trained(out, name, people, steps, changes)
+    file = out / f"{start.stem}_whole.safetensors"
+    if file.is_file():
+        return file
+    checkpoint = file.with_suffix(".checkpoint.safetensors")
+    if not checkpoint.is_file():
+        saved = Checkpoint.load(start.with_suffix(".checkpoint.safetensors"))
+        whole = {"steps": steps + more, "image_size": 2 * saved.config["image_size"], "coarse_share": steps / (steps + more)}
+        data = load_training_set([people], load_head_model(), whole["image_size"]).fingerprint()
+        replace(saved, config={**saved.config, **whole}, data=data).save(checkpoint)
+    command = [sys.executable, "-m", "avtool", "train-prior", str(people), "-o", str(file), "--resume", str(checkpoint), "--force"]
+    run_training(f"{name}, whole pictures", command)
+    return file
+
+
+def run_training(name: str, command: list[str]) -> None:
     started = time.perf_counter()
     subprocess.run(command, check=True)
     sys.stderr.write(f"{name}: trained in {time.perf_counter() - started:.0f} s\n")
-    return file
 
 
 def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
@@ -168,6 +232,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12, help="held-out people")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--whole-steps", type=int, default=600, help="of the table parts_whole, after --steps")
     parser.add_argument("--prior", default="default")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--size", type=int, default=256, help="of the photos that are tuned on and of the pictures that are compared")
@@ -178,19 +243,21 @@ def main() -> None:
     cases = load_cases(args.held_out, head, args.count)
     file = args.out / "table.json"
     tables = json.loads(file.read_text()) if file.is_file() else {}
-    if args.train is None and set(args.only) & {"parts", "people"}:
-        parser.error("the tables parts and people need --train")
+    if args.train is None and set(args.only) - {"rows"}:
+        parser.error("the tables parts, parts_whole and people need --train")
     for title in args.only:
         if title == "rows":
             rows = subject_rows(args.prior, args.quick, head, args.size)
         else:
-            changes = PARTS if title == "parts" else {f"{n} people": {"max_identities": n} for n in PEOPLE}
-            rows = variant_rows({n: trained(args.out, n, args.train, args.steps, c) for n, c in changes.items()}, args.quick, head, args.size)
+            changes = {f"{n} people": {"max_identities": n} for n in PEOPLE} if title == "people" else PARTS
+            make = partial(trained_whole, more=args.whole_steps) if title == "parts_whole" else trained
+            priors = {name: make(args.out, name, args.train, args.steps, changes=change) for name, change in changes.items()}
+            rows = variant_rows(priors, args.quick, head, args.size)
         tables.setdefault(title, {})
         for name, (build, mode) in rows.items():
             if len(tables[title].get(name, {}).get("psnr", [])) == len(cases):
                 continue
-            tables[title][name] = measure(build, cases, mode, args.size)
+            tables[title][name] = measure(build, cases, head, mode, args.size)
             file.write_text(json.dumps(tables, indent=1))
             sys.stderr.write(f"{title}, {name}: {np.mean(tables[title][name]['psnr']):.2f} dB\n")
         (args.out / "table.md").write_text(to_markdown(tables))

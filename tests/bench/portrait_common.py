@@ -28,10 +28,10 @@ from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples, load_samples
 from avtool.head import HeadModel, HeadParams
 from avtool.metrics import summarize
-from avtool.portrait.dataset import on_gray
 from avtool.portrait.frontal import SourceView
 from avtool.portrait.motion import load_motion
 from avtool.portrait.network import Encoded, Portrait
+from avtool.portrait.oneshot import source_view
 from avtool.prior.evaluate import Meters, load_meters, measure, on_background, sample_landmarks, spread, to_bytes
 from avtool.prior.photos import beyond_photo
 
@@ -72,10 +72,7 @@ class Case:
 
     def source(self) -> SourceView:
         """The source as a portrait is shown it."""
-        samples, first = self.samples, slice(0, 1)
-        assert samples.mattes is not None
-        picture = on_gray(samples.images[first], samples.mattes[first])
-        return SourceView(picture, samples.params.index(first), samples.viewmats[first], samples.Ks[first])
+        return source_view(self.samples, self.real.shape[1])[:1]
 
 
 def load_case(track: Track, name: str, source: int, targets: Sequence[int], size: int, meters: Meters) -> Case:
