@@ -36,7 +36,7 @@ from avtool.synth.motion import Motion, sample_motion
 MAX_YAW, MAX_PITCH = np.radians(90), np.radians(30)
 FRONTAL_SHARE = 0.3  # of the views lie within about 12 degrees of the front, as photos of people do
 BEHIND_SHARE = 0.06  # of the others see the back of the head
-GENERATOR = 2  # raise when the same seed would give other people
+GENERATOR = 3  # raise when the same seed would give other people
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from avtool.synth.accessories import Worn, under_cap, wear
 from avtool.synth.assets import Assets
 from avtool.synth.base import SKIN_REGIONS, SynthHead, Texels, noise, smoothstep
 from avtool.synth.draw import Material, Mesh, vertex_normals
+from avtool.synth.folds import MovingSkin
 from avtool.synth.garment import Garment, dress
 from avtool.synth.hair import Shells, beard, head_hair
 from avtool.synth.lighting import Lighting, MeshSmoother, sample_lighting
@@ -102,6 +103,7 @@ class SyntheticPerson:
     lighting: Lighting
     parts: HeadParts
     skin: np.ndarray
+    folds: MovingSkin
     eye: np.ndarray
     teeth: np.ndarray
     lash: np.ndarray
@@ -116,7 +118,8 @@ class SyntheticPerson:
         vertices = np.asarray(vertices, np.float64) + self.garment.widening
         normals = vertex_normals(vertices, parts.head.faces)
         skin = Material(specular=self.look.shine, power=16.0, wrap=0.25, subsurface=True)
-        out = [parts.skin.mesh(vertices, normals, self.skin, skin, smoother=parts.smoother, fill=parts.fill)]
+        texture = self.folds(self.skin, motion.expression)
+        out = [parts.skin.mesh(vertices, normals, texture, skin, smoother=parts.smoother, fill=parts.fill)]
         out += [eye.mesh(vertices, normals, self.eye, EYE) for eye in parts.eyes]
         out += [row.mesh(vertices, normals, self.teeth, TEETH, fill=TEETH_FILL) for row in parts.teeth]
         out += [lash.mesh(vertices, normals, self.lash, LASH, transparent=True) for lash in parts.lashes]
@@ -169,9 +172,10 @@ def build_person(
     if offsets is None:
         offsets = np.zeros((len(head.template), 3), np.float32)
     return SyntheticPerson(
-        identity, offsets, look, lighting, parts, skin_texture(texels, look, photo), eye_texture(look, iris_photo=iris), teeth_texture(look),
-        lash_texture(look), dress(head, texels, look), shells, cards, worn,
-    )
+        identity, offsets, look, lighting, parts, skin=skin_texture(texels, look, photo),
+        folds=MovingSkin(texels, look, head.model.expression_names), eye=eye_texture(look, iris_photo=iris), teeth=teeth_texture(look),
+        lash=lash_texture(look), garment=dress(head, texels, look), shells=shells, cards=cards, worn=worn,
+    )  # fmt: skip
 
 
 def sample_person(
