@@ -8,8 +8,8 @@ Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others
        --held-out   people of another seed, 12 or more
 Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts,
 dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), people
-(25 to 200), the last three with inversion alone beside the whole chain. psnr_mouth and psnr_eyes are those of the boxes around the posed
-head's mouth and eyes, in views within 60 degrees of the front. Writes OUT/table.md, OUT/table.json.
+(25 to 200), the last three with inversion alone beside the whole chain. psnr_face, psnr_mouth and psnr_eyes are those of boxes around parts
+of the posed head, in views within 60 degrees of the front; in the last column is each figure's difference to the first row. Writes OUT/table.md, OUT/table.json.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from avtool.prior.finetune import FinetuneOptions, finetune  # noqa: E402
 from avtool.prior.invert import InvertOptions, invert  # noqa: E402
 from avtool.prior.prior import Prior  # noqa: E402
 
-FIGURES = ("psnr", "ssim", "psnr_mouth", "psnr_eyes")
-REGIONS = {"psnr_mouth": ("lips",), "psnr_eyes": ("eye_l", "eye_r", "lash_l", "lash_r")}
+REGIONS = {"psnr_face": ("face", "lips"), "psnr_mouth": ("lips",), "psnr_eyes": ("eye_l", "eye_r", "lash_l", "lash_r")}
+FIGURES = ("psnr", "ssim", *REGIONS)
 WHITE, BATCH = (1.0, 1.0, 1.0), 8
 BOX_MARGIN = 0.15  # of the box's longer side
 FACE_YAW = np.radians(60)  # beyond, half of mouth and eyes is hidden
@@ -212,15 +212,17 @@ def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel, size: in
 
 
 def to_markdown(tables: dict[str, dict[str, dict[str, list[float]]]]) -> str:
-    """Mean and standard deviation over the people; in the last column the difference to the first row, person by person."""
+    """Mean and standard deviation over the people; in the last column the differences to the first row, person by person."""
     lines = []
     for title, rows in tables.items():
-        lines += [f"### {title}", "", f"| row | n | {' | '.join(FIGURES)} | PSNR against the first row |", "|---" * (3 + len(FIGURES)) + "|"]
-        first = next(iter(rows.values()))["psnr"]
+        known = [key for key in FIGURES if all(key in values for values in rows.values())]
+        lines += [f"### {title}", "", f"| row | n | {' | '.join(known)} | against the first row |", "|---" * (3 + len(known)) + "|"]
+        first = next(iter(rows.values()))
         for name, values in rows.items():
-            cells = [f"{np.mean(values[key]):.3f} ± {np.std(values[key]):.3f}" for key in FIGURES]
-            gain = np.array(values["psnr"]) - np.array(first)
-            lines.append(f"| {name} | {len(gain)} | {' | '.join(cells)} | {gain.mean():+.2f} ± {gain.std():.2f} |")
+            cells = [f"{np.mean(values[key]):.3f} ± {np.std(values[key]):.3f}" for key in known]
+            gains = {key: np.array(values[key]) - np.array(first[key]) for key in known if key != "ssim"}
+            gain = ", ".join(f"{key} {found.mean():+.2f} ± {found.std():.2f}" for key, found in gains.items())
+            lines.append(f"| {name} | {len(values['psnr'])} | {' | '.join(cells)} | {gain} |")
         lines.append("")
     return "\n".join(lines) + "\n"
 
