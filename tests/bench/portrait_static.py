@@ -126,7 +126,7 @@ def scan_views(folder: Path, out: Path, head: HeadModel) -> Views:
     frames = [_scan_frame(folder, out, entry, front, found.frames[0], points, scale) for entry in entries]
     yaws = [abs(view_yaw(frame)) for frame in frames]
     targets = [k for k in range(len(frames)) if k != source and yaws[k] <= MAX_YAW]
-    return Views("head scan", folder.name, replace(found, frames=frames, base=Path()), source, targets)
+    return Views("head scan", folder.name, replace(found, frames=frames, base=Path(), matte_images=()), source, targets)
 
 
 def camera_of(entry: dict) -> NDArray[np.float64]:
