@@ -74,7 +74,7 @@ def test_shapes_of_all_entry_points(network: Portrait, head: HeadModel) -> None:
     low = TINY.low_size
     for scale in (1, 2):
         with torch.no_grad():
-            picture = network.eval().render(planes, params, viewmats, cameras(2, scale * SIZE)[1], scale * SIZE)
+            picture = network.eval().render(planes, encoded.source, params, viewmats, cameras(2, scale * SIZE)[1], scale * SIZE)
         side, small = scale * SIZE, scale * low
         assert picture.image.shape == (2, side, side, 3) and picture.alpha.shape == (2, side, side, 1)
         assert picture.low.shape == (2, small, small, 3)
@@ -85,7 +85,7 @@ def test_shapes_of_all_entry_points(network: Portrait, head: HeadModel) -> None:
     with pytest.raises(ValueError, match="motion must be"):
         network.planes(encoded, numbers(1, 2, TINY.motion_size + 1), None)
     with pytest.raises(ValueError, match="multiple of 4"):
-        network.render(planes, params, viewmats, Ks, SIZE + 1)
+        network.render(planes, encoded.source, params, viewmats, Ks, SIZE + 1)
 
 
 def test_without_frontalization_the_picture_is_seen_as_it_is(head: HeadModel) -> None:
@@ -183,15 +183,15 @@ def test_one_source_for_many_drivers_equals_the_batch(network: Portrait, head: H
         once = network.planes(network.encode(source), mine, drivers)
         batch = network.planes(network.encode(source[torch.zeros(3, dtype=torch.long)]), mine.expand(3, -1), drivers)
         torch.testing.assert_close(once, batch, rtol=1e-4, atol=1e-5)
-        together = network.render(once, turns, viewmats, Ks)
+        together = network.render(once, source, turns, viewmats, Ks)
         for idx in range(3):
-            alone = network.render(once[idx : idx + 1], turns[idx : idx + 1], viewmats[idx : idx + 1], Ks[idx : idx + 1])
+            alone = network.render(once[idx : idx + 1], source, turns[idx : idx + 1], viewmats[idx : idx + 1], Ks[idx : idx + 1])
             torch.testing.assert_close(alone.image[0], together.image[idx], rtol=1e-4, atol=1e-4)
 
 
 def test_a_generator_jitters_and_its_absence_repeats(network: Portrait, head: HeadModel) -> None:
     planes = numbers(0, 1, 3, TINY.plane_channels, TINY.plane_size, TINY.plane_size) * 4 - 2
-    arguments = (planes, HeadParams.zeros(head, (1,)), *cameras(1), SIZE)
+    arguments = (planes, source_views(head, 0, 1), HeadParams.zeros(head, (1,)), *cameras(1), SIZE)
     with torch.no_grad():
         plain, again = network.render(*arguments), network.render(*arguments)
         jittered = [network.render(*arguments, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]

@@ -171,7 +171,7 @@ def test_sizes_backgrounds_and_the_plain_volume(puppet: OneShot, driver: Driver,
     with torch.no_grad():
         params = puppet.params_for(motion)
         planes = puppet.portrait.drive(puppet.neutral, puppet.encoder.embed(params))
-        low = puppet.portrait.render(planes, params, motion.viewmats, motion.Ks)
+        low = puppet.portrait.render(planes, puppet.neutral.source, params, motion.viewmats, motion.Ks)
     expected = resampled(low.low, OWN) + 1 - resampled(low.low_alpha, OWN)
     assert np.abs(plain - 255 * expected.clamp(0, 1).numpy()).max() <= 1 and np.abs(plain - own).max() > 10
 

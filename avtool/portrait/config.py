@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 # 52 blend-shape weights, gaze (4) and jaw (3): what avtool's own tracker knows of an expression.
 TRACKER_MOTION = 59
 FRONTAL_CHANNELS = 6  # of a frontalized source: rgb and the direction to the camera
+LOOKUP_CHANNELS = 10  # of the source's pixels for a new camera: rgb, the directions to both cameras, depth behind the front
 _LARGEST = 4096  # of any size: four times the paper's, and a damaged file asks for no impossible network
 
 
@@ -18,6 +19,7 @@ class PortraitConfig:
         size: pixels a side of the source picture and, unless render() is told otherwise, of the result.
         motion_size: length of the motion embedding.
         frontalize: the networks see the source as the front plane does (frontal.py) instead of as it was photographed.
+        source_lookup: the super-resolution head sees what the source shows of each pixel's place (lookup.py).
         encoder_widths, encoder_blocks: channels and residual blocks of the global encoder's stages.
         global_size: side of the global feature map. detail_size, detail_channels: of the detail feature map.
         token_size: side of the token grid. dim, heads, mlp_ratio: of the transformer.
@@ -34,6 +36,7 @@ class PortraitConfig:
     size: int = 128
     motion_size: int = TRACKER_MOTION
     frontalize: bool = True
+    source_lookup: bool = True
     encoder_widths: tuple[int, ...] = (32, 64)
     encoder_blocks: tuple[int, ...] = (2, 2)
     global_size: int = 32
@@ -114,7 +117,7 @@ PRESETS = {
     # One GPU: the sizes of the paper. What it does not state: the widths of the encoder are ResNet-34's, the low
     # picture is EG3D's, the decoder and the super-resolution head are as wide as the volume's features allow.
     "paper": PortraitConfig(
-        size=512, frontalize=False, encoder_widths=(64, 128, 256), encoder_blocks=(3, 4, 6), global_size=64, detail_size=256,
+        size=512, frontalize=False, source_lookup=False, encoder_widths=(64, 128, 256), encoder_blocks=(3, 4, 6), global_size=64, detail_size=256,
         detail_channels=96, token_size=32, dim=1024, heads=4, mlp_ratio=4, neutralizing=4, reenacting=4,
         motion_tokens=8, decoder_channels=128, plane_size=256, plane_channels=32, concatenate_planes=False,
         mean_head_density=False, hidden=64, feature_channels=32, low_size=128, coarse=48, fine=48,

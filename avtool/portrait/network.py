@@ -19,6 +19,7 @@ from avtool.portrait.config import PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
 from avtool.portrait.frontal import Frontalizer, SourceView
 from avtool.portrait.layers import with_coordinates
+from avtool.portrait.lookup import SourceLookup
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
 from avtool.portrait.triplane import PlaneDecoder, PlaneField, to_box
@@ -36,14 +37,15 @@ _SURFACE = 0.02
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a source picture gives: tokens (B, N, D), detail (B, E, Q, Q) and, where it is frontalized, front (B, 6, S, S)."""
+    """What a source picture gives: tokens (B, N, D), detail (B, E, Q, Q) and, where it is frontalized, front (B, 6, S, S); and itself."""
 
     tokens: Tensor
     detail: Tensor
-    front: Tensor | None = None
+    front: Tensor | None
+    source: SourceView
 
-    def __getitem__(self, idx: slice | Sequence[int] | Tensor) -> Encoded:
-        return Encoded(self.tokens[idx], self.detail[idx], None if self.front is None else self.front[idx])
+    def __getitem__(self, idx: slice | Tensor) -> Encoded:
+        return Encoded(self.tokens[idx], self.detail[idx], None if self.front is None else self.front[idx], self.source[idx])
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Portrait(nn.Module):
             part.to(memory_format=torch.channels_last)  # an eighth less time a training step on a CPU
         self.rig = Rig(head)
         self.frontalizer = Frontalizer(head, self.rig, config.size) if config.frontalize else None
+        self.lookup = SourceLookup(head) if config.source_lookup else None
         self.to(head.device)
 
     @staticmethod
@@ -99,7 +102,7 @@ class Portrait(nn.Module):
             raise ValueError(f"source pictures must be (B, {size}, {size}, 3), found {tuple(images.shape)}")
         front = None if self.frontalizer is None else self.frontalizer(source, self.rig.transforms(source.params))
         pictures = with_coordinates(images.movedim(-1, 1) if front is None else front)
-        return Encoded(self.global_encoder(pictures), self.detail_encoder(pictures), front)
+        return Encoded(self.global_encoder(pictures), self.detail_encoder(pictures), front, source)
 
     def planes(self, encoded: Encoded, source_motion: Tensor | None, driver_motion: Tensor | None) -> Tensor:
         """Tri-planes (B, 3, C, P, P) in canonical space. Motions are (B, M); None turns their cross-attention off, and
@@ -125,6 +128,7 @@ class Portrait(nn.Module):
     def render(
         self,
         planes: Tensor,
+        source: SourceView,
         params: HeadParams,
         viewmats: Tensor,
         Ks: Tensor,
@@ -134,6 +138,7 @@ class Portrait(nn.Module):
         """Pictures of planes (B, 3, C, P, P), posed by the neck and head of params (B,).
 
         Args:
+            source: what the planes were made of, B or one for all; its pixels are looked up where the configuration says so.
             viewmats: (B, 4, 4). Ks: (B, 3, 3) in pixels of a size x size picture.
             size: side of the result; None is the configuration's.
             generator: jitters the samples along the rays (training); None renders the same picture every time.
@@ -144,7 +149,12 @@ class Portrait(nn.Module):
             raise ValueError(f"size must be a multiple of {1 << self.upsampler.stages}, found {size}")
         found = self.render_low(planes, params, viewmats, Ks, size, low, generator)
         features, alpha, depth = (x.unflatten(-1, (low, low)) for x in (found.features, found.alpha, found.depth))
-        rgb, coverage = self.upsampler(features, alpha[:, None])
+        looked_up = None
+        if self.lookup is not None:
+            source = source[torch.zeros(len(planes), dtype=torch.long, device=planes.device)] if len(source) == 1 else source
+            transforms = self.rig.transforms(params).expand(len(planes), 3, 3, 4)
+            looked_up = self.lookup(source, self.rig, transforms, viewmats, Ks, depth, alpha, size)
+        rgb, coverage = self.upsampler(features, alpha[:, None], looked_up)
         rgb = rgb if self.training else rgb.clamp(0, 1)  # clamped losses would have no gradient beyond
         return PortraitPicture(
             rgb.movedim(1, -1), features[:, :3].movedim(1, -1), coverage.movedim(1, -1), alpha[..., None], depth[..., None]
@@ -193,7 +203,7 @@ class Portrait(nn.Module):
     ) -> PortraitPicture:
         """encode, planes and render in one call, as data-parallel training needs it."""
         planes = self.planes(self.encode(source), source_motion, driver_motion)
-        return self.render(planes, params, viewmats, Ks, size, generator)
+        return self.render(planes, source, params, viewmats, Ks, size, generator)
 
     def motion_parameters(self) -> list[nn.Parameter]:
         """The mapping of motion and the cross-attentions: what the static network does not use."""

@@ -99,7 +99,7 @@ class OneShot:
         embedding = self.encoder.embed(params) if motion.embedding is None else motion.embedding
         Ks = motion.Ks * motion.Ks.new_tensor((own / size, own / size, 1.0))[:, None]
         planes = self.portrait.drive(self.neutral, embedding)
-        picture = self.portrait.render(planes, params, motion.viewmats, Ks)
+        picture = self.portrait.render(planes, self.neutral.source, params, motion.viewmats, Ks)
         image, alpha = (picture.image, picture.alpha) if refine else (picture.low, picture.low_alpha)
         image, alpha = resampled(image, size), resampled(alpha, size)
         return on_color(image, alpha, background).clamp(0, 1), alpha

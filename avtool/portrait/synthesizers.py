@@ -73,7 +73,7 @@ class PortraitSynthesizer:
         @torch.no_grad()
         def draw(which: Tensor, viewmats: Tensor, Ks: Tensor) -> tuple[Tensor, Tensor]:
             at = which.to(device)
-            drawn = self.portrait.render(planes[at], params[at], viewmats.to(device), (Ks * scale).to(device))
+            drawn = self.portrait.render(planes[at], sources[at], params[at], viewmats.to(device), (Ks * scale).to(device))
             return resampled(drawn.image, size).cpu(), resampled(drawn.alpha, size).cpu()
 
         return draw

@@ -127,7 +127,7 @@ class OneShot:
             part = slice(start, min(start + BATCH, len(viewmats)))
             planes = self.portrait.planes(encoded, before, None if after is None else after[part])
             count = part.stop - part.start
-            shown = self.portrait.render(planes.expand(count, -1, -1, -1, -1), pose.index(part), viewmats[part], Ks[part])
+            shown = self.portrait.render(planes.expand(count, -1, -1, -1, -1), encoded.source, pose.index(part), viewmats[part], Ks[part])
             images.append(shown.image)
             alphas.append(shown.alpha)
         return torch.cat(images), torch.cat(alphas)
