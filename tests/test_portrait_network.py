@@ -18,6 +18,7 @@ from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.portrait import PRESETS, Portrait, PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
 from avtool.portrait.frontal import SOURCE_BACKGROUND, Frontalizer, SourceView, front_surface
+from avtool.portrait.lookup import SourceLookup
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, sample_planes
 from avtool.portrait.vit import Transformer
@@ -453,6 +454,103 @@ def test_outside_of_the_photo_a_frontalized_source_is_gray(head: HeadModel) -> N
     frontal = Frontalizer(head, rig, SIZE)(mapped_source(params, viewmats, near), rig.transforms(params))[0, :3]
     assert bool((frontal[:, :4] == SOURCE_BACKGROUND).all()) and bool((frontal[:, -4:] == SOURCE_BACKGROUND).all())
     assert float((frontal[:, SIZE // 2, SIZE // 2] - SOURCE_BACKGROUND).abs().max()) > 0.3, "no blue in the photo"
+
+
+# --- the source's pixels --------------------------------------------------------------------------------------------
+
+
+def smooth_pictures(count: int, size: int = SIZE) -> Tensor:
+    """Random colors without detail, so that half a pixel changes little."""
+    return F.interpolate(numbers(7, count, 3, 6, 6), (size, size), mode="bicubic").clamp(0, 1).movedim(1, -1)
+
+
+def turned(model: HeadModel, count: int, **fields: Tensor) -> HeadParams:
+    return replace(HeadParams.zeros(model, (count,)), **fields)
+
+
+def test_the_source_s_own_view_looks_up_the_source(head: HeadModel) -> None:
+    """Whatever the depth: the same camera, pose and expression lead back to the same pixel."""
+    lookup, rig = SourceLookup(head), Rig(head)
+    pose = turned(head, 2, neck=torch.tensor([[0.1, 0.2, 0.0], [0.0, -0.3, 0.1]]), expression=0.4 * numbers(1, 2, head.num_expression))
+    viewmats, Ks = cameras(2)
+    source = SourceView(smooth_pictures(2), pose, viewmats, Ks)
+    depth, alpha = 0.85 + 0.1 * numbers(2, 2, 16, 16), torch.ones(2, 16, 16)
+    found = lookup(source, rig, pose, viewmats, Ks, depth, alpha, SIZE)
+    assert found.shape == (2, 11, SIZE, SIZE)
+    error = (found[:, :3] - source.images.movedim(-1, 1))[..., 4:-4, 4:-4].abs()
+    assert float(error.mean()) < 2e-3 and float(error.max()) < 0.05
+    torch.testing.assert_close(found[:, 3:6], found[:, 6:9], atol=0.02, rtol=0)  # both cameras are one
+    assert float(found[:, 10].max()) < 1e-3  # nothing has moved
+
+
+def test_a_lookup_agrees_with_its_pixel_by_pixel_twin(head: HeadModel) -> None:
+    lookup, rig = SourceLookup(head), Rig(head)
+    here = turned(head, 1, head=torch.tensor([[0.0, 0.25, 0.0]]), neck=torch.tensor([[0.1, 0.0, 0.0]]))
+    there = turned(head, 1, neck=torch.tensor([[0.0, -0.2, 0.05]]))
+    viewmats, Ks = cameras(2)
+    source = SourceView(smooth_pictures(1), there, viewmats[:1], Ks[:1])
+    depth = 0.9 + 0.02 * numbers(3, 1, SIZE, SIZE)
+    found = lookup(source, rig, here, viewmats[1:], Ks[1:], depth, torch.ones(1, SIZE, SIZE), SIZE)
+    for row, column in ((20, 30), (32, 32), (40, 25)):
+        pixel = torch.linalg.inv(Ks[1]) @ torch.tensor([column + 0.5, row + 0.5, 1.0]) * depth[0, row, column]
+        world = torch.linalg.inv(viewmats[1]) @ torch.cat((pixel, torch.ones(1)))
+        rest = rig.to_rest(world[None, None, :3], rig.transforms(here))
+        blended = (rig.weights_at(rest) @ rig.transforms(there).flatten(-2)).reshape(3, 4)
+        at, _ = project((blended[:, :3] @ rest[0, 0] + blended[:, 3])[None], viewmats[0], Ks[0])
+        x, y = (at[0] - 0.5).tolist()
+        x0, y0 = int(x), int(y)
+        corners = source.images[0, y0 : y0 + 2, x0 : x0 + 2]
+        wanted = torch.lerp(torch.lerp(corners[0, 0], corners[0, 1], x - x0), torch.lerp(corners[1, 0], corners[1, 1], x - x0), y - y0)
+        torch.testing.assert_close(found[0, :3, row, column], wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", ["browInnerUp", "mouthSmileLeft", "jawOpen"])
+def test_places_are_found_in_another_expression(head: HeadModel, shape: str) -> None:
+    lookup, weight = SourceLookup(head), torch.zeros(head.num_expression)
+    weight[head.expression_index(shape)] = 1.0
+    smiling, neutral = turned(head, 1, expression=weight[None]), turned(head, 1)
+    skin = head.faces[head.region_mask("face", "lips")].unique()
+    skin = skin[head.template[skin, 2] > head.template[skin, 2].max() - 0.07]  # what the front shows
+    before, after = head(neutral).vertices[:, skin], head(smiling).vertices[:, skin]
+    moved = (after - before).norm(dim=-1)
+    found = lookup.in_expression_of(neutral, after, smiling)
+    error = (found - before).norm(dim=-1)
+    far = moved > 0.3 * moved.max()
+    assert float(error[far].mean()) < 0.35 * float(moved[far].mean())
+    back = lookup.in_expression_of(smiling, before, neutral)
+    assert float((back - after).norm(dim=-1)[far].mean()) < 0.35 * float(moved[far].mean())
+
+
+def test_the_back_of_the_head_is_deep_behind_the_front(head: HeadModel) -> None:
+    lookup, rig, (viewmats, Ks) = SourceLookup(head), Rig(head), cameras(1)
+    zero = turned(head, 1)
+    source = SourceView(smooth_pictures(1), zero, viewmats, Ks)
+    front = 0.9 - float(head.template[:, 2].max())
+    for depth, low, high in ((front, 0.0, 0.3), (front + 0.16, 0.95, 1.0)):
+        found = lookup(source, rig, zero, viewmats, Ks, torch.full((1, 16, 16), depth), torch.ones(1, 16, 16), SIZE)
+        assert low <= float(found[0, 9, 28:36, 28:36].mean()) <= high
+
+
+def test_an_open_gate_shows_the_source(network: Portrait, head: HeadModel) -> None:
+    source, params, (viewmats, Ks) = source_views(head, 3, 1), turned(head, 1), cameras(1)
+    source = replace(source, images=smooth_pictures(1))
+    with torch.no_grad():
+        network.upsampler.blend.last.weight.zero_()
+        network.upsampler.blend.last.bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))
+        picture = network.eval().render(network.planes(network.encode(source), None, None), source, params, viewmats, Ks)
+    covered = picture.alpha[..., 0] > 0.5
+    assert covered.float().mean() > 0.1
+    torch.testing.assert_close((picture.image / picture.alpha.clamp_min(1e-3))[covered], source.images[covered], atol=0.03, rtol=0)
+
+
+def test_a_network_without_lookup_is_its_own(head: HeadModel) -> None:
+    config = replace(TINY, source_lookup=False)
+    network, source, arguments = Portrait.create(config, head).eval(), source_views(head, 0, 1), (turned(head, 1), *cameras(1))
+    assert network.lookup is None and network.upsampler.blend is None
+    with torch.no_grad():
+        planes = network.planes(network.encode(source), None, None)
+        one, other = (network.render(planes, shown, *arguments).image for shown in (source, replace(source, images=1 - source.images)))
+    assert torch.equal(one, other)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

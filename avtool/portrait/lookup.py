@@ -1,59 +1,110 @@
 """What the source shows of the surface that a new camera sees: its pixels, for the super-resolution head.
 
 Portrait4D-v2 brings the source's detail to the picture through its planes, whose paper sizes a CPU cannot train. The volume's depth says
-where on the head every pixel of the new picture lies, the tracked pose and camera where the source shows that place; so a small network,
-too, can keep a face sharp where the photo is (pixel-aligned features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source
-hides is looked up, too, and wrong: both cameras' directions and the depth behind the mean head's front tell.
+where on the head every pixel of the new picture lies, the head model's expressions where that place was in the source's expression, and the
+tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp where the photo is (pixel-aligned
+features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and wrong: both cameras' directions, the
+depth behind the mean head's front and how far the place has moved tell.
 
-Shape legend: B pictures, S x S pixels of a result, s x s of the volume's.
+Shape legend: B pictures, N points, S x S pixels of a result, s x s of the volume's, F texels a side of the front, E expressions.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from avtool.head import HeadModel
+from avtool.head import HeadModel, HeadParams
 from avtool.portrait.frontal import SourceView, colors_at, front_surface
 from avtool.portrait.layers import enlarge
 from avtool.portrait.rig import Rig, inverse_transform, posed_box
 from avtool.portrait.triplane import to_box
 from avtool.portrait.volume import pixel_rays
 
-_FRONT_SIZE = 128  # texels a side of the mean head's front
+_FRONT_SIZE = 128  # texels a side of the mean head's front: 3.5 mm
+_NEIGHBORS = 3  # vertices a texel moves with
+_ITERATIONS = 3  # of the search for the place that an expression has moved to a point
 _DEEP = 0.05  # meters behind the front at which a place is surely hidden from the front
+_FAR = 0.01  # meters: the unit of how far a place has moved
 _FAINT = 1e-3  # coverage under which there is no surface
 
 
 class SourceLookup(nn.Module):
     """Fetches a source's colors for the pixels of a volume-rendered picture; without weights of its own.
 
-    Buffer (not stored, built from the head model): front (1, 1, F, F), depth z in meters of the mean head's front at rest.
+    Buffers (not stored, built from the head model): front (1, 1, F, F), depth z in meters of the mean head's front at rest; moves
+    (E + 3, 3, F, F), meters by which it moves per unit of each expression and radian of the jaw about x, y and z.
     """
 
     def __init__(self, head: HeadModel) -> None:
         super().__init__()
-        self.register_buffer("front", front_surface(head.to("cpu"), _FRONT_SIZE)[None, None, ..., 2], persistent=False)
+        surface = front_surface(head.to("cpu"), _FRONT_SIZE)
+        self.register_buffer("front", surface[None, None, ..., 2].contiguous(), persistent=False)
+        self.register_buffer("moves", _front_moves(head.to("cpu"), surface), persistent=False)
 
     @torch.no_grad()
-    def forward(self, source: SourceView, rig: Rig, transforms: Tensor, viewmats: Tensor, Ks: Tensor, depth: Tensor, alpha: Tensor, size: int) -> Tensor:
-        """LOOKUP_CHANNELS (B, 10, S, S): rgb in [0, 1], unit vectors toward the source's and the new camera in the head's rest frame, and
-        how deep behind the front, in [0, 1].
+    def forward(
+        self, source: SourceView, rig: Rig, params: HeadParams, viewmats: Tensor, Ks: Tensor, depth: Tensor, alpha: Tensor, size: int
+    ) -> Tensor:
+        """LOOKUP_CHANNELS (B, 11, S, S): rgb in [0, 1], unit vectors toward the source's and the new camera in the head's rest frame,
+        how deep behind the front, in [0, 1], and how far the place is from where the source's expression has it, in centimeters.
 
         Args:
-            source: B of them, or one for all. transforms: (B, 3, 3, 4) of `rig` for the new pose. viewmats, Ks: new cameras, Ks in pixels of
-                the S x S result. depth, alpha: (B, s, s) of the volume.
+            source: B of them. params: (B,) expression, jaw, neck and head of the new picture, posed by `rig`. viewmats, Ks: (B,) new
+                cameras, Ks in pixels of the S x S result. depth, alpha: (B, s, s) of the volume.
         """
+        transforms = rig.transforms(params).expand(len(depth), 3, 3, 4)
         factor = size // depth.shape[-1]
         covered = enlarge(alpha[:, None], factor)
         # Premultiplied, as rays beside the head have no depth.
         depths = (enlarge((depth * alpha)[:, None], factor) / covered.clamp_min(_FAINT)).flatten(1)
         rays = pixel_rays(viewmats, Ks, size, size, *posed_box(transforms))
-        points = rays.origins + rays.directions * depths[..., None]
-        rest = rig.to_rest(points, transforms)
-        rgb, toward = colors_at(source, rig.transforms(source.params), rest, rig.weights_at(rest))
+        rest = rig.to_rest(rays.origins + rays.directions * depths[..., None], transforms)
+        there = self.in_expression_of(source.params, rest, params)
+        rgb, toward = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there))
         eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1).mT
-        front = F.grid_sample(self.front.expand(len(rest), -1, -1, -1), to_box(rest)[:, None, :, :2], padding_mode="border", align_corners=False)
-        behind = ((front[:, :, 0] - rest[:, None, :, 2]) / _DEEP).clamp(0, 1)
-        return torch.cat((rgb, toward, eye, behind), dim=1).unflatten(-1, (size, size))
+        behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
+        moved = (there - rest).norm(dim=-1) / _FAR
+        return torch.cat((rgb, toward, eye, behind[:, None], moved[:, None]), dim=1).unflatten(-1, (size, size))
+
+    def in_expression_of(self, wanted: HeadParams, points: Tensor, params: HeadParams) -> Tensor:
+        """Where rest points (B, N, 3) of a head with the expression and jaw of `params` are with those of `wanted`, (B, N, 3) meters.
+
+        Each moves with the place of the front before it; the neutral place is found by fixed-point iteration.
+        """
+        here, there = self._moves_of(params, len(points)), self._moves_of(wanted, len(points))
+        neutral = points
+        for _ in range(_ITERATIONS):
+            neutral = points - _at_front(here, neutral)
+        return points + _at_front(there - here, neutral)
+
+    def _moves_of(self, params: HeadParams, count: int) -> Tensor:
+        """(B, 3, F, F) meters by which the front has moved from neutral; expression and jaw have a batch of B or none."""
+        amounts = torch.cat((params.expression.expand(count, -1), params.jaw.expand(count, -1)), dim=-1)
+        return torch.einsum("be,exyz->bxyz", amounts, self.moves)
+
+
+def _at_front(grid: Tensor, points: Tensor) -> Tensor:
+    """Values (B, N, C) of a grid (B or 1, C, F, F) on the front at rest points (B, N, 3); its border goes on outside."""
+    at = to_box(points)[:, None, :, :2]
+    return F.grid_sample(grid.expand(len(points), -1, -1, -1), at, padding_mode="border", align_corners=False)[:, :, 0].mT
+
+
+def _front_moves(head: HeadModel, surface: Tensor) -> Tensor:
+    """(E + 3, 3, F, F): the expression basis and the linearized turn of the jaw, of the vertices nearest to the front (F, F, 3)."""
+    moves = head.expression_basis
+    jaw = torch.zeros(3, *head.template.shape)
+    if "jaw" in head.joint_names:
+        j = head.joint_names.index("jaw")
+        arm = head.template - head.joint_template[j]
+        axes = torch.eye(3)[:, None].expand(3, len(arm), 3)
+        jaw = head.skin_weights[:, j, None] * torch.linalg.cross(axes, arm.expand_as(axes))
+    near, idx = cKDTree(head.template.numpy()).query(surface.reshape(-1, 3).numpy(), k=_NEIGHBORS)
+    closeness = torch.from_numpy(1 / (np.asarray(near) + 0.001)).float()
+    closeness = closeness / closeness.sum(-1, keepdim=True)
+    basis = torch.cat((moves, jaw))
+    mixed = torch.einsum("enkd,nk->end", basis[:, torch.from_numpy(idx)], closeness)
+    return mixed.mT.unflatten(-1, surface.shape[:2]).contiguous()

@@ -138,7 +138,8 @@ class Portrait(nn.Module):
         """Pictures of planes (B, 3, C, P, P), posed by the neck and head of params (B,).
 
         Args:
-            source: what the planes were made of, B or one for all; its pixels are looked up where the configuration says so.
+            source: what the planes were made of, B or one for all. Where the configuration has a lookup, its pixels are fetched by its and
+                the expression and jaw of params, which should be the driver's.
             viewmats: (B, 4, 4). Ks: (B, 3, 3) in pixels of a size x size picture.
             size: side of the result; None is the configuration's.
             generator: jitters the samples along the rays (training); None renders the same picture every time.
@@ -152,8 +153,7 @@ class Portrait(nn.Module):
         looked_up = None
         if self.lookup is not None:
             source = source[torch.zeros(len(planes), dtype=torch.long, device=planes.device)] if len(source) == 1 else source
-            transforms = self.rig.transforms(params).expand(len(planes), 3, 3, 4)
-            looked_up = self.lookup(source, self.rig, transforms, viewmats, Ks, depth, alpha, size)
+            looked_up = self.lookup(source, self.rig, params, viewmats, Ks, depth, alpha, size)
         rgb, coverage = self.upsampler(features, alpha[:, None], looked_up)
         rgb = rgb if self.training else rgb.clamp(0, 1)  # clamped losses would have no gradient beyond
         return PortraitPicture(

@@ -123,6 +123,7 @@ class OneShot:
         """Colors premultiplied (B, S, S, 3) and coverage (B, S, S, 1): expressions of `driver`, neck and head of `pose`, both (B,)."""
         images, alphas = [], []
         before, after = self.motion(source), self.motion(driver)
+        pose = replace(pose, expression=driver.expression, jaw=driver.jaw, eyes=driver.eyes)
         for start in range(0, len(viewmats), BATCH):
             part = slice(start, min(start + BATCH, len(viewmats)))
             planes = self.portrait.planes(encoded, before, None if after is None else after[part])
