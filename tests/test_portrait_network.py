@@ -18,7 +18,7 @@ from avtool.head import HeadModel, HeadParams, load_head_model
 from avtool.portrait import PRESETS, Portrait, PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
 from avtool.portrait.frontal import SOURCE_BACKGROUND, Frontalizer, SourceView, front_surface
-from avtool.portrait.lookup import SourceLookup
+from avtool.portrait.lookup import DepthMap, SourceLookup
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.triplane import BOX_CENTER, BOX_HALF, PlaneDecoder, sample_planes
 from avtool.portrait.vit import Transformer
@@ -474,13 +474,14 @@ def test_the_source_s_own_view_looks_up_the_source(head: HeadModel) -> None:
     pose = turned(head, 2, neck=torch.tensor([[0.1, 0.2, 0.0], [0.0, -0.3, 0.1]]), expression=0.4 * numbers(1, 2, head.num_expression))
     viewmats, Ks = cameras(2)
     source = SourceView(smooth_pictures(2), pose, viewmats, Ks)
-    depth, alpha = 0.85 + 0.1 * numbers(2, 2, 16, 16), torch.ones(2, 16, 16)
-    found = lookup(source, rig, pose, viewmats, Ks, depth, alpha, SIZE)
-    assert found.shape == (2, 11, SIZE, SIZE)
+    seen = DepthMap(0.85 + 0.1 * numbers(2, 2, 16, 16), torch.ones(2, 16, 16))
+    found = lookup(source, seen, rig, pose, viewmats, Ks, seen, SIZE)
+    assert found.shape == (2, 12, SIZE, SIZE)
     error = (found[:, :3] - source.images.movedim(-1, 1))[..., 4:-4, 4:-4].abs()
     assert float(error.mean()) < 2e-3 and float(error.max()) < 0.05
     torch.testing.assert_close(found[:, 3:6], found[:, 6:9], atol=0.02, rtol=0)  # both cameras are one
     assert float(found[:, 10].max()) < 1e-3  # nothing has moved
+    assert float(found[:, 11, 4:-4, 4:-4].abs().mean()) < 0.02  # nor is anything behind what the source sees
 
 
 def test_a_lookup_agrees_with_its_pixel_by_pixel_twin(head: HeadModel) -> None:
@@ -490,18 +491,33 @@ def test_a_lookup_agrees_with_its_pixel_by_pixel_twin(head: HeadModel) -> None:
     viewmats, Ks = cameras(2)
     source = SourceView(smooth_pictures(1), there, viewmats[:1], Ks[:1])
     depth = 0.9 + 0.02 * numbers(3, 1, SIZE, SIZE)
-    found = lookup(source, rig, here, viewmats[1:], Ks[1:], depth, torch.ones(1, SIZE, SIZE), SIZE)
+    own = DepthMap(0.88 + 0.04 * numbers(4, 1, 16, 16), torch.ones(1, 16, 16))
+    found = lookup(source, own, rig, here, viewmats[1:], Ks[1:], DepthMap(depth, torch.ones(1, SIZE, SIZE)), SIZE)
     for row, column in ((20, 30), (32, 32), (40, 25)):
         pixel = torch.linalg.inv(Ks[1]) @ torch.tensor([column + 0.5, row + 0.5, 1.0]) * depth[0, row, column]
         world = torch.linalg.inv(viewmats[1]) @ torch.cat((pixel, torch.ones(1)))
         rest = rig.to_rest(world[None, None, :3], rig.transforms(here))
         blended = (rig.weights_at(rest) @ rig.transforms(there).flatten(-2)).reshape(3, 4)
-        at, _ = project((blended[:, :3] @ rest[0, 0] + blended[:, 3])[None], viewmats[0], Ks[0])
-        x, y = (at[0] - 0.5).tolist()
-        x0, y0 = int(x), int(y)
-        corners = source.images[0, y0 : y0 + 2, x0 : x0 + 2]
-        wanted = torch.lerp(torch.lerp(corners[0, 0], corners[0, 1], x - x0), torch.lerp(corners[1, 0], corners[1, 1], x - x0), y - y0)
-        torch.testing.assert_close(found[0, :3, row, column], wanted, atol=1e-4, rtol=0)
+        at, far = project((blended[:, :3] @ rest[0, 0] + blended[:, 3])[None], viewmats[0], Ks[0])
+        torch.testing.assert_close(found[0, :3, row, column], between(source.images[0], at[0]), atol=1e-4, rtol=0)
+        before = between(own.depth[0, ..., None], at[0] * (16 / SIZE))
+        torch.testing.assert_close(found[0, 11, row, column], ((far - before) / 0.02).clamp(-1, 1)[0], atol=2e-3, rtol=0)
+
+
+def between(picture: Tensor, at: Tensor) -> Tensor:
+    """A picture (S, S, C) at a point (2,) between four pixel centers."""
+    x, y = (at - 0.5).tolist()
+    x0, y0 = int(x), int(y)
+    corners = picture[y0 : y0 + 2, x0 : x0 + 2]
+    return torch.lerp(torch.lerp(corners[0, 0], corners[0, 1], x - x0), torch.lerp(corners[1, 0], corners[1, 1], x - x0), y - y0)
+
+
+def test_what_is_behind_a_surface_is_hidden_from_the_source() -> None:
+    alpha = torch.ones(1, 8, 8)
+    alpha[:, :, 6:] = 0.0
+    seen = DepthMap(0.9 * alpha, alpha)
+    at = torch.tensor([[[-0.5, 0.2, 0.89], [-0.5, 0.2, 0.9], [-0.5, 0.2, 0.91], [-0.5, 0.2, 1.1], [0.9, 0.2, 1.1], [1.5, 0.0, 1.1]]])
+    torch.testing.assert_close(seen.behind(at), torch.tensor([[-0.5, 0.0, 0.5, 1.0, 0.0, 0.0]]), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shape", ["browInnerUp", "mouthSmileLeft", "jawOpen"])
@@ -527,7 +543,8 @@ def test_the_back_of_the_head_is_deep_behind_the_front(head: HeadModel) -> None:
     source = SourceView(smooth_pictures(1), zero, viewmats, Ks)
     front = 0.9 - float(head.template[:, 2].max())
     for depth, low, high in ((front, 0.0, 0.3), (front + 0.16, 0.95, 1.0)):
-        found = lookup(source, rig, zero, viewmats, Ks, torch.full((1, 16, 16), depth), torch.ones(1, 16, 16), SIZE)
+        seen = DepthMap(torch.full((1, 16, 16), depth), torch.ones(1, 16, 16))
+        found = lookup(source, seen, rig, zero, viewmats, Ks, seen, SIZE)
         assert low <= float(found[0, 9, 28:36, 28:36].mean()) <= high
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 # 52 blend-shape weights, gaze (4) and jaw (3): what avtool's own tracker knows of an expression.
 TRACKER_MOTION = 59
 FRONTAL_CHANNELS = 6  # of a frontalized source: rgb and the direction to the camera
-LOOKUP_CHANNELS = 11  # of the source's pixels for a new camera: rgb, the directions to both cameras, depth behind the front, motion
+LOOKUP_CHANNELS = 12  # of the source's pixels for a new camera: rgb, the directions to both cameras, and how sure they are (lookup.py)
 _LARGEST = 4096  # of any size: four times the paper's, and a damaged file asks for no impossible network
 
 

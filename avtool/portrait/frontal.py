@@ -70,13 +70,13 @@ class Frontalizer(nn.Module):
         """FRONTAL_CHANNELS: rgb in [0, 1] and unit vectors toward the camera, in the head's rest frame, (B, 6, S, S) in the texels of plane 0, whose first
         row is the lowest. transforms (B, 3, 3, 4) are those of Rig."""
         size = source.images.shape[1]
-        rgb, toward = colors_at(source, transforms, self.points, self.skinning)
+        rgb, toward, _ = colors_at(source, transforms, self.points, self.skinning)
         return torch.cat((rgb, toward), dim=1).unflatten(-1, (size, size))
 
 
-def colors_at(source: SourceView, transforms: Tensor, rest: Tensor, skinning: Tensor) -> tuple[Tensor, Tensor]:
+def colors_at(source: SourceView, transforms: Tensor, rest: Tensor, skinning: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What sources show where rest points come to lie in them: rgb (B, 3, N), gray outside the picture, and unit vectors (B, 3, N) toward the
-    camera in the head's rest frame.
+    camera in the head's rest frame; and the places themselves (B, N, 3): picture coordinates in [-1, 1], and depth in meters.
 
     Args:
         transforms: (B, 3, 3, 4) of Rig for the source's pose. rest: (B or 1, N, 3) meters. skinning: (B or 1, N, 3) of root, neck and head.
@@ -86,10 +86,11 @@ def colors_at(source: SourceView, transforms: Tensor, rest: Tensor, skinning: Te
     seen = posed @ source.viewmats[:, :3, :3].mT + source.viewmats[:, None, :3, 3]
     pixels = (seen @ source.Ks.mT)[..., :2] / seen[..., 2:].clamp_min(_NEAREST)
     pictures = source.images.movedim(-1, 1) - SOURCE_BACKGROUND
-    at = (2 / source.images.shape[1]) * pixels[:, None] - 1
-    rgb = F.grid_sample(pictures, at, padding_mode="zeros", align_corners=False)[:, :, 0] + SOURCE_BACKGROUND
+    at = (2 / source.images.shape[1]) * pixels - 1
+    rgb = F.grid_sample(pictures, at[:, None], padding_mode="zeros", align_corners=False)[:, :, 0] + SOURCE_BACKGROUND
     eye = -(source.viewmats[:, None, :3, 3] @ source.viewmats[:, :3, :3])
-    return rgb, F.normalize(inverse_transform(transforms[:, 2][:, None], eye) - rest, dim=-1).mT
+    toward = F.normalize(inverse_transform(transforms[:, 2][:, None], eye) - rest, dim=-1).mT
+    return rgb, toward, torch.cat((at, seen[..., 2:]), dim=-1)
 
 
 def front_surface(head: HeadModel, size: int) -> Tensor:

@@ -3,13 +3,15 @@
 Portrait4D-v2 brings the source's detail to the picture through its planes, whose paper sizes a CPU cannot train. The volume's depth says
 where on the head every pixel of the new picture lies, the head model's expressions where that place was in the source's expression, and the
 tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp where the photo is (pixel-aligned
-features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and wrong: both cameras' directions, the
-depth behind the mean head's front and how far the place has moved tell.
+features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and wrong: the volume's depth from
+the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the place has moved.
 
 Shape legend: B pictures, N points, S x S pixels of a result, s x s of the volume's, F texels a side of the front, E expressions.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,8 +30,24 @@ _FRONT_SIZE = 128  # texels a side of the mean head's front: 3.5 mm
 _NEIGHBORS = 3  # vertices a texel moves with
 _ITERATIONS = 3  # of the search for the place that an expression has moved to a point
 _DEEP = 0.05  # meters behind the front at which a place is surely hidden from the front
+_HIDDEN = 0.02  # meters behind what the source sees at which a place is surely hidden from it
 _FAR = 0.01  # meters: the unit of how far a place has moved
 _FAINT = 1e-3  # coverage under which there is no surface
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """What a volume has before cameras: expected depth (B, s, s) in meters along the view axis, 0 where alpha (B, s, s) is."""
+
+    depth: Tensor
+    alpha: Tensor
+
+    def behind(self, at: Tensor) -> Tensor:
+        """How far (B, N), in [-1, 1], points lie behind what is seen at (B, N, 3): picture coordinates in [-1, 1] and depth. 0 where
+        nothing is seen."""
+        maps = torch.stack((self.depth * self.alpha, self.alpha), dim=1)
+        weighted, covered = F.grid_sample(maps, at[:, None, :, :2], padding_mode="zeros", align_corners=False)[:, :, 0].unbind(1)
+        return ((at[..., 2] - weighted / covered.clamp_min(_FAINT)) / _HIDDEN).clamp(-1, 1) * covered
 
 
 class SourceLookup(nn.Module):
@@ -47,15 +65,17 @@ class SourceLookup(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, source: SourceView, rig: Rig, params: HeadParams, viewmats: Tensor, Ks: Tensor, depth: Tensor, alpha: Tensor, size: int
+        self, source: SourceView, own: DepthMap, rig: Rig, params: HeadParams, viewmats: Tensor, Ks: Tensor, seen: DepthMap, size: int
     ) -> Tensor:
-        """LOOKUP_CHANNELS (B, 11, S, S): rgb in [0, 1], unit vectors toward the source's and the new camera in the head's rest frame,
-        how deep behind the front, in [0, 1], and how far the place is from where the source's expression has it, in centimeters.
+        """LOOKUP_CHANNELS (B, 12, S, S): rgb in [0, 1], unit vectors toward the source's and the new camera in the head's rest frame,
+        how deep behind the front, in [0, 1], how far the place is from where the source's expression has it, in centimeters, and how far
+        behind what the source sees there, in [-1, 1].
 
         Args:
-            source: B of them. params: (B,) expression, jaw, neck and head of the new picture, posed by `rig`. viewmats, Ks: (B,) new
-                cameras, Ks in pixels of the S x S result. depth, alpha: (B, s, s) of the volume.
+            source: B of them, and what the volume has before their cameras. params: (B,) expression, jaw, neck and head of the new
+                picture, posed by `rig`. viewmats, Ks: (B,) new cameras, Ks in pixels of the S x S result. seen: what the volume has there.
         """
+        depth, alpha = seen.depth, seen.alpha
         transforms = rig.transforms(params).expand(len(depth), 3, 3, 4)
         factor = size // depth.shape[-1]
         covered = enlarge(alpha[:, None], factor)
@@ -64,11 +84,12 @@ class SourceLookup(nn.Module):
         rays = pixel_rays(viewmats, Ks, size, size, *posed_box(transforms))
         rest = rig.to_rest(rays.origins + rays.directions * depths[..., None], transforms)
         there = self.in_expression_of(source.params, rest, params)
-        rgb, toward = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there))
+        rgb, toward, at = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there))
         eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1).mT
         behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
         moved = (there - rest).norm(dim=-1) / _FAR
-        return torch.cat((rgb, toward, eye, behind[:, None], moved[:, None]), dim=1).unflatten(-1, (size, size))
+        hidden = own.behind(at)
+        return torch.cat((rgb, toward, eye, behind[:, None], moved[:, None], hidden[:, None]), dim=1).unflatten(-1, (size, size))
 
     def in_expression_of(self, wanted: HeadParams, points: Tensor, params: HeadParams) -> Tensor:
         """Where rest points (B, N, 3) of a head with the expression and jaw of `params` are with those of `wanted`, (B, N, 3) meters.

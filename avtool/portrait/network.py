@@ -19,7 +19,7 @@ from avtool.portrait.config import PortraitConfig
 from avtool.portrait.encoders import DetailEncoder, GlobalEncoder
 from avtool.portrait.frontal import Frontalizer, SourceView
 from avtool.portrait.layers import with_coordinates
-from avtool.portrait.lookup import SourceLookup
+from avtool.portrait.lookup import DepthMap, SourceLookup
 from avtool.portrait.rig import Rig, posed_box
 from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
 from avtool.portrait.triplane import PlaneDecoder, PlaneField, to_box
@@ -153,7 +153,8 @@ class Portrait(nn.Module):
         looked_up = None
         if self.lookup is not None:
             source = source[torch.zeros(len(planes), dtype=torch.long, device=planes.device)] if len(source) == 1 else source
-            looked_up = self.lookup(source, self.rig, params, viewmats, Ks, depth, alpha, size)
+            own = self.source_depth(planes, source)
+            looked_up = self.lookup(source, own, self.rig, params, viewmats, Ks, DepthMap(depth, alpha), size)
         rgb, coverage = self.upsampler(features, alpha[:, None], looked_up)
         rgb = rgb if self.training else rgb.clamp(0, 1)  # clamped losses would have no gradient beyond
         return PortraitPicture(
@@ -178,6 +179,13 @@ class Portrait(nn.Module):
             return self.density(planes, self.rig.to_rest(points, transforms))
 
         return render_rays(field, rays, self.config.coarse, self.config.fine, generator)
+
+    @torch.no_grad()
+    def source_depth(self, planes: Tensor, source: SourceView) -> DepthMap:
+        """What is before the sources' cameras (B,), at half the low picture's size: a shadow map, which no gradient needs."""
+        low = max(1, self.config.low_size // 2)
+        found = self.render_low(planes, source.params, source.viewmats, source.Ks, self.config.size, low)
+        return DepthMap(*(x.unflatten(-1, (low, low)) for x in (found.depth, found.alpha)))
 
     def density(self, planes: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """Density per meter (B, N) and features (B, F, N) at rest points (B, N, 3) in meters; nothing outside the box."""

@@ -35,7 +35,7 @@ class Upsampler(nn.Module):
     def forward(self, features: Tensor, alpha: Tensor, looked_up: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Premultiplied features (B, C, s, s), rgb first, and alpha (B, 1, s, s) -> rgb (B, 3, S, S), alpha (B, 1, S, S).
 
-        looked_up: (B, 11, S, S) of SourceLookup, where the configuration has it.
+        looked_up: (B, 12, S, S) of SourceLookup, where the configuration has it.
         """
         x = activate(self.first(torch.cat((features, alpha), dim=1)))
         for stage in self.body:
@@ -61,7 +61,7 @@ class Blend(nn.Module):
         self.last.bias.data[0] = _FIRST_GATE
 
     def forward(self, x: Tensor, rgb: Tensor, coverage: Tensor, looked_up: Tensor) -> Tensor:
-        """Features (B, W, S, S), drawn rgb (B, 3, S, S) premultiplied by coverage (B, 1, S, S), and what the source shows (B, 11, S, S) -> rgb."""
+        """Features (B, W, S, S), drawn rgb (B, 3, S, S) premultiplied by coverage (B, 1, S, S), and what the source shows (B, 12, S, S) -> rgb."""
         y = activate(self.first(torch.cat((x, rgb, coverage, looked_up), dim=1)))
         found = self.last(activate(self.second(y)))
         gate, correction = torch.sigmoid(found[:, :1]), found[:, 1:]
