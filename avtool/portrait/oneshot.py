@@ -30,7 +30,6 @@ from avtool.prior.storage import check_head_model, resolve_head
 
 Progress = Callable[[int, int, str], None]
 
-_LOOKUP_FLOATS = 130  # a pixel: its place and inverse skinning, what is fetched, the layers that blend it in
 _WATCHED_BYTES = 1 << 27  # of the driver's pictures, where an embedding reads them
 
 
@@ -123,8 +122,8 @@ def resampled(pictures: Tensor, size: int) -> Tensor:
 
 def frame_bytes(config: PortraitConfig, size: int) -> int:
     """What a frame of `size` pixels takes at its largest moment: the samples of its rays in the volume's network (plane features,
-    three copies of its layers, positions and their inverse skinning), the planes, the lookup of the source's pixels, and the picture that is
-    resampled.
+    three copies of its layers, positions and their inverse skinning), the planes, and the picture that is resampled. What looks up the source's
+    pixels comes later and takes less.
 
     5 to 20 % above most slopes of peak memory measured for the preset small and six like it (50 MB at a low picture of 64 pixels with
     12 samples a ray, 200 MB at 128), rough for tiny, whose frames are too small to matter.
@@ -132,8 +131,7 @@ def frame_bytes(config: PortraitConfig, size: int) -> int:
     features = 3 * config.plane_channels
     samples = config.low_size**2 * max(config.coarse, config.fine)
     volume = samples * (features + 3 * config.hidden + 3 * config.feature_channels + 40)
-    looked_up = _LOOKUP_FLOATS * config.size**2 if config.source_lookup else 0
-    return 4 * (volume + 2 * features * config.plane_size**2 + looked_up + 12 * size * size)
+    return 4 * (volume + 2 * features * config.plane_size**2 + 12 * size * size)
 
 
 def load_to_drive(path: str | Path, device: torch.device | str, head: HeadModel | None, motion: str | None = None) -> Driven:
