@@ -67,8 +67,8 @@ class Frontalizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, source: SourceView, transforms: Tensor) -> Tensor:
-        """FRONTAL_CHANNELS: rgb in [0, 1] and unit vectors toward the camera, in the head's rest frame, (B, 6, S, S) in the texels of plane 0, whose first
-        row is the lowest. transforms (B, 3, 3, 4) are those of Rig."""
+        """FRONTAL_CHANNELS (B, 6, S, S): rgb in [0, 1] and unit vectors toward the camera, in the head's rest frame, in the texels of plane 0,
+        whose first row is the lowest. transforms (B, 3, 3, 4) are those of Rig."""
         size = source.images.shape[1]
         rgb, toward, _ = colors_at(source, transforms, self.points, self.skinning)
         return torch.cat((rgb, toward), dim=1).unflatten(-1, (size, size))

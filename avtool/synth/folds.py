@@ -99,7 +99,8 @@ def _pursed(points: np.ndarray, ragged: np.ndarray) -> np.ndarray:
 def _chin(points: np.ndarray, ragged: np.ndarray) -> np.ndarray:
     x, y = points[:, 0], points[:, 1]
     pebbles = smoothstep(0.02, 0.16, ragged) - 0.3
-    return 0.8 * pebbles * np.exp(-((x / 15) ** 2) - ((y + 101) / 9) ** 2) + 0.7 * _line(y + 91 + 0.012 * x**2 - 2 * ragged, 2.0) * smoothstep(18, 6, x)
+    ball = pebbles * np.exp(-((x / 15) ** 2) - ((y + 101) / 9) ** 2)
+    return 0.8 * ball + 0.7 * _line(y + 91 + 0.012 * x**2 - 2 * ragged, 2.0) * smoothstep(18, 6, x)
 
 
 def _blob(x: float, y: float, width: float, height: float) -> Mask:
@@ -137,7 +138,8 @@ class MovingSkin:
     def __init__(self, texels: Texels, look: Look, names: tuple[str, ...]):
         columns, tints, drivers = [], [], []
         ragged = noise(texels.points * 0.16 + look.seed % 743, 2) - 0.5
-        lips, covered = smoothstep(0.2, 0.75, texels.masks["lips"]), 1 - sum(texels.masks[name] for name in ("mouth", "socket", "tongue", "ear"))
+        lips = smoothstep(0.2, 0.75, texels.masks["lips"])
+        covered = 1 - sum(texels.masks[name] for name in ("mouth", "socket", "tongue", "ear"))
         mirrored = np.stack([np.abs(texels.points[:, 0]), texels.points[:, 1], texels.points[:, 2]], -1)
         age = YOUTH + (1 - YOUTH) * look.wrinkles
         left = smoothstep(-4, 4, texels.points[:, 0])
