@@ -6,7 +6,6 @@ Shape legend: B pictures, S full size, s low size, N tokens, D channels, M motio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avtool.portrait.config import LOOKUP_CHANNELS, PortraitConfig, doublings
 from avtool.portrait.layers import Upsample, activate, convolution, enlarge
 
+_BLEND_WIDTH = 16  # channels at full size, where they cost most: no more than the last stage has
 _FIRST_GATE = -2.0  # logit of the share of the source's own pixels before training
 _SURE = 1e-4  # alpha is kept this far from 0 and 1 before its logit is taken
 
@@ -54,8 +55,8 @@ class Blend(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = convolution(width + 4 + LOOKUP_CHANNELS, 16), convolution(16, 16)
-        self.last = nn.Conv2d(16, 4, 3, padding=1)
+        self.first, self.second = convolution(width + 4 + LOOKUP_CHANNELS, _BLEND_WIDTH), convolution(_BLEND_WIDTH, _BLEND_WIDTH)
+        self.last = nn.Conv2d(_BLEND_WIDTH, 4, 3, padding=1)
         nn.init.normal_(self.last.weight, std=1e-3)
         nn.init.zeros_(self.last.bias)
         self.last.bias.data[0] = _FIRST_GATE
