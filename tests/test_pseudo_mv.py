@@ -23,6 +23,7 @@ from avtool.head import HeadParams
 from avtool.portrait.config import PRESETS
 from avtool.portrait.dataset import MotionSampler, load_portrait_set
 from avtool.portrait.frontal import SourceView
+from avtool.portrait.motion import load_motion
 from avtool.portrait.network import Portrait
 from avtool.portrait.oneshot import resampled
 from avtool.portrait.pseudo import THRESHOLD, PseudoOptions, chosen_frames, disagreement, make_pseudo_views
@@ -320,13 +321,23 @@ def test_the_command_with_a_portrait_on_toy_people(avatar: Avatar, portrait: Pat
     assert {p.name: p.read_bytes() for p in (tmp_path / "mv" / "images").iterdir()} == first, "equal seeds, equal pictures"
 
 
-def test_a_motion_portrait_is_used_without_its_motion(avatar: Avatar, tmp_path: Path, capfd, monkeypatch) -> None:
+@pytest.mark.parametrize("motion", ["tracker", "of another kind"])
+def test_a_motion_portrait_is_its_own_driver(motion: str, avatar: Avatar, tmp_path: Path, capfd, monkeypatch) -> None:
+    """The tracker's embedding is at hand; a portrait that was made with another goes without, and says so."""
     monkeypatch.setattr("signal.signal", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     toy_people.make_person(tmp_path / "toy", avatar.head, seed=1, views=1, size=48)
-    Portrait.create(replace(PRESETS["tiny"], size=32), avatar.head).save(tmp_path / "p.safetensors", {"stage": "motion"})
+    size = load_motion("tracker", avatar.head).size
+    network = Portrait.create(replace(PRESETS["tiny"], size=32, motion_size=size), avatar.head)
+    network.save(tmp_path / "p.safetensors", {"stage": "motion", "motion": motion})
+    seen = []
+    planes = Portrait.planes
+    monkeypatch.setattr(Portrait, "planes", lambda self, encoded, *motions: seen.append(motions) or planes(self, encoded, *motions))
     main_exits(["pseudo-mv", "toy/track.json", "--portrait", "p.safetensors", "--threshold", "1", "--views", "1", "-q"])
-    assert "stage motion" in capfd.readouterr().err
+    assert ("stage motion" in capfd.readouterr().err) == (motion != "tracker")
+    own = load_motion("tracker", avatar.head).embed(Track.load(tmp_path / "toy" / "track.json").params())
+    for given in seen[0]:
+        assert given is None if motion != "tracker" else torch.allclose(given, own, atol=1e-6)
     assert len(list((tmp_path / "mv" / "images").iterdir())) == 2
 
 

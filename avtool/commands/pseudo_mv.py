@@ -35,7 +35,7 @@ def pseudo_mv_command(
         typer.Option(help="What draws the new views: a static portrait, or the person's own avatar; told by the file when left out."),
     ] = None,
     portrait: Annotated[
-        Path | None, typer.Option(metavar="PORTRAIT", help="portrait.safetensors, from train-portrait --stage static.")
+        Path | None, typer.Option(metavar="PORTRAIT", help="portrait.safetensors, from train-portrait, or default for the shipped one.")
     ] = None,
     avatar: Annotated[
         Path | None, typer.Option(metavar="AVATAR", help="avatar.safetensors of the same person, from finetune.")
@@ -137,9 +137,14 @@ def _load(file: Path, is_avatar: bool, device: torch.device, head: HeadModel | N
         return AvatarSynthesizer(Avatar.load(file, device, head))
     from ..head import load_head_model
     from ..portrait.network import Portrait
+    from ..portrait.oneshot import with_motion
 
     head = head or load_head_model()
-    drawing = PortraitSynthesizer(Portrait.load(file, device, head), head)
-    if drawing.stage == "motion":
-        console.warn(f"{file}: of stage motion, used without its motion; one of stage static is made for this")
-    return drawing
+    portrait = Portrait.load(file, device, head)
+    if portrait.metadata.get("stage") != "motion":
+        return PortraitSynthesizer(portrait, head)
+    if portrait.metadata.get("motion", "tracker") != "tracker":
+        console.warn(f"{file}: of stage motion, used without its motion, as that is not the tracker's; one of stage static is made for this")
+        return PortraitSynthesizer(portrait, head)
+    driven = with_motion(portrait, file, head)
+    return PortraitSynthesizer(driven.portrait, driven.head, driven.encoder)

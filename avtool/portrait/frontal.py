@@ -74,12 +74,15 @@ class Frontalizer(nn.Module):
         return torch.cat((rgb, toward), dim=1).unflatten(-1, (size, size))
 
 
-def colors_at(source: SourceView, transforms: Tensor, rest: Tensor, skinning: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What sources show where rest points come to lie in them: rgb (B, 3, N), gray outside the picture, and unit vectors (B, 3, N) toward the
+def colors_at(
+    source: SourceView, transforms: Tensor, rest: Tensor, skinning: Tensor, outside: str = "zeros"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What sources show where rest points come to lie in them: rgb (B, 3, N), and unit vectors (B, 3, N) toward the
     camera in the head's rest frame; and the places themselves (B, N, 3): picture coordinates in [-1, 1], and depth in meters.
 
     Args:
         transforms: (B, 3, 3, 4) of Rig for the source's pose. rest: (B or 1, N, 3) meters. skinning: (B or 1, N, 3) of root, neck and head.
+        outside: of the picture are "zeros", gray, or the nearest pixel of its "border".
     """
     blended = (skinning @ transforms.flatten(-2)).unflatten(-1, (3, 4))
     posed = (blended[..., :3] @ rest[..., None])[..., 0] + blended[..., 3]
@@ -87,7 +90,7 @@ def colors_at(source: SourceView, transforms: Tensor, rest: Tensor, skinning: Te
     pixels = (seen @ source.Ks.mT)[..., :2] / seen[..., 2:].clamp_min(_NEAREST)
     pictures = source.images.movedim(-1, 1) - SOURCE_BACKGROUND
     at = (2 / source.images.shape[1]) * pixels - 1
-    rgb = F.grid_sample(pictures, at[:, None], padding_mode="zeros", align_corners=False)[:, :, 0] + SOURCE_BACKGROUND
+    rgb = F.grid_sample(pictures, at[:, None], padding_mode=outside, align_corners=False)[:, :, 0] + SOURCE_BACKGROUND
     eye = -(source.viewmats[:, None, :3, 3] @ source.viewmats[:, :3, :3])
     toward = F.normalize(inverse_transform(transforms[:, 2][:, None], eye) - rest, dim=-1).mT
     return rgb, toward, torch.cat((at, seen[..., 2:]), dim=-1)

@@ -4,7 +4,8 @@ Portrait4D-v2 brings the source's detail to the picture through its planes, whos
 where on the head every pixel of the new picture lies, the head model's expressions where that place was in the source's expression, and the
 tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp where the photo is (pixel-aligned
 features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and wrong: the volume's depth from
-the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the place has moved.
+the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the place has moved. Open mouths are
+mouth.py's business. What lies beside the source's picture has the color of its border, so that clothes go on below.
 
 Shape legend: B pictures, N points, S x S pixels of a result, s x s of the volume's, F texels a side of the front, E expressions.
 """
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from avtool.head import HeadModel, HeadParams
 from avtool.portrait.frontal import SourceView, colors_at, front_surface
 from avtool.portrait.layers import enlarge
-from avtool.portrait.rig import Rig, inverse_transform, posed_box
+from avtool.portrait.mouth import Mouth, behind_lips
+from avtool.portrait.rig import Rig, inverse_transform, linear_moves, move_amounts, posed_box
 from avtool.portrait.triplane import to_box
 from avtool.portrait.volume import pixel_rays
 
@@ -54,14 +56,18 @@ class SourceLookup(nn.Module):
     """Fetches a source's colors for the pixels of a volume-rendered picture; without weights of its own.
 
     Buffers (not stored, built from the head model): front (1, 1, F, F), depth z in meters of the mean head's front at rest; moves
-    (E + 3, 3, F, F), meters by which it moves per unit of each expression and radian of the jaw about x, y and z.
+    (E + 3, 3, F, F), meters by which it moves per unit of each expression and radian of the jaw about x, y and z; shapes (I, 3, F, F),
+    meters by which it moves per unit of each identity coefficient.
     """
 
     def __init__(self, head: HeadModel) -> None:
         super().__init__()
         surface = front_surface(head.to("cpu"), _FRONT_SIZE)
         self.register_buffer("front", surface[None, None, ..., 2].contiguous(), persistent=False)
-        self.register_buffer("moves", _front_moves(head.to("cpu"), surface), persistent=False)
+        moves, shapes = _front_moves(head.to("cpu"), surface)
+        self.register_buffer("moves", moves, persistent=False)
+        self.register_buffer("shapes", shapes, persistent=False)
+        self.mouth = Mouth.of(head.to("cpu"))
 
     @torch.no_grad()
     def forward(
@@ -83,29 +89,39 @@ class SourceLookup(nn.Module):
         depths = (enlarge((depth * alpha)[:, None], factor) / covered.clamp_min(_FAINT)).flatten(1)
         rays = pixel_rays(viewmats, Ks, size, size, *posed_box(transforms))
         rest = rig.to_rest(rays.origins + rays.directions * depths[..., None], transforms)
+        eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1)
         there = self.in_expression_of(source.params, rest, params)
-        rgb, toward, at = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there))
-        eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1).mT
-        behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
         moved = (there - rest).norm(dim=-1) / _FAR
+        opening = torch.zeros_like(moved)
+        if self.mouth is not None:
+            there, opening = self.mouth.places(source.params, params, rest, there, eye)
+        rgb, toward, at = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there), outside="border")
         hidden = own.behind(at)
-        return torch.cat((rgb, toward, eye, behind[:, None], moved[:, None], hidden[:, None]), dim=1).unflatten(-1, (size, size))
+        if self.mouth is not None:
+            unknown = opening * self.mouth.hidden(source.params, there, toward.mT)
+            rgb = torch.lerp(rgb, self.mouth.colors(params, behind_lips(rest, eye)).mT, unknown[:, None])
+        behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
+        # Behind the lips the place is known, whatever the skin before it does.
+        moved, hidden = moved * (1 - opening), hidden * (1 - opening)
+        return torch.cat((rgb, toward, eye.mT, behind[:, None], moved[:, None], hidden[:, None]), dim=1).unflatten(-1, (size, size))
 
     def in_expression_of(self, wanted: HeadParams, points: Tensor, params: HeadParams) -> Tensor:
         """Where rest points (B, N, 3) of a head with the expression and jaw of `params` are with those of `wanted`, (B, N, 3) meters.
 
-        Each moves with the place of the front before it; the neutral place is found by fixed-point iteration.
+        Each moves with the place of the front before it, which is that of the person's shape (of `params`); the neutral place is found by
+        fixed-point iteration, and from it that on the mean head.
         """
         here, there = self._moves_of(params, len(points)), self._moves_of(wanted, len(points))
-        neutral = points
+        shape = torch.einsum("bi,ixyz->bxyz", params.identity.expand(len(points), -1), self.shapes)
+        mean = points
         for _ in range(_ITERATIONS):
-            neutral = points - _at_front(here, neutral)
-        return points + _at_front(there - here, neutral)
+            neutral = points - _at_front(here, mean)
+            mean = neutral - _at_front(shape, mean)
+        return points + _at_front(there - here, mean)
 
     def _moves_of(self, params: HeadParams, count: int) -> Tensor:
         """(B, 3, F, F) meters by which the front has moved from neutral; expression and jaw have a batch of B or none."""
-        amounts = torch.cat((params.expression.expand(count, -1), params.jaw.expand(count, -1)), dim=-1)
-        return torch.einsum("be,exyz->bxyz", amounts, self.moves)
+        return torch.einsum("be,exyz->bxyz", move_amounts(params, count), self.moves)
 
 
 def _at_front(grid: Tensor, points: Tensor) -> Tensor:
@@ -114,18 +130,12 @@ def _at_front(grid: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(grid.expand(len(points), -1, -1, -1), at, padding_mode="border", align_corners=False)[:, :, 0].mT
 
 
-def _front_moves(head: HeadModel, surface: Tensor) -> Tensor:
-    """(E + 3, 3, F, F): the expression basis and the linearized turn of the jaw, of the vertices nearest to the front (F, F, 3)."""
-    moves = head.expression_basis
-    jaw = torch.zeros(3, *head.template.shape)
-    if "jaw" in head.joint_names:
-        j = head.joint_names.index("jaw")
-        arm = head.template - head.joint_template[j]
-        axes = torch.eye(3)[:, None].expand(3, len(arm), 3)
-        jaw = head.skin_weights[:, j, None] * torch.linalg.cross(axes, arm.expand_as(axes))
+def _front_moves(head: HeadModel, surface: Tensor) -> tuple[Tensor, Tensor]:
+    """(E + 3, 3, F, F) of linear_moves and (I, 3, F, F) of the identity basis, of the vertices nearest to the front (F, F, 3)."""
     near, idx = cKDTree(head.template.numpy()).query(surface.reshape(-1, 3).numpy(), k=_NEIGHBORS)
     closeness = torch.from_numpy(1 / (np.asarray(near) + 0.001)).float()
     closeness = closeness / closeness.sum(-1, keepdim=True)
-    basis = torch.cat((moves, jaw))
-    mixed = torch.einsum("enkd,nk->end", basis[:, torch.from_numpy(idx)], closeness)
-    return mixed.mT.unflatten(-1, surface.shape[:2]).contiguous()
+    bases = (linear_moves(head), head.identity_basis)
+    mixed = [torch.einsum("enkd,nk->end", basis[:, torch.from_numpy(idx)], closeness) for basis in bases]
+    moves, shapes = (basis.mT.unflatten(-1, surface.shape[:2]).contiguous() for basis in mixed)
+    return moves, shapes

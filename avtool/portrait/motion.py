@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, HeadParams
+from avtool.portrait.frontal import SourceView
 from avtool.rotations import axis_angle_to_matrix
 
 GAZE_UNIT = 0.4
@@ -63,6 +64,11 @@ def load_motion(name: str, head: HeadModel) -> MotionEncoder:
     if kind not in _LOADERS:
         raise AvtoolError(f"motion embedding {name!r} is unknown", f"known: {', '.join(sorted(_LOADERS))}")
     return _LOADERS[kind](rest, head)
+
+
+def source_motion(encoder: MotionEncoder, source: SourceView) -> Tensor:
+    """Embeddings (B, M) of sources (B,), by what the encoder reads."""
+    return encoder.embed_images(source.images) if encoder.reads_images else encoder.embed(source.params)
 
 
 class TrackerMotion:

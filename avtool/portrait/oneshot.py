@@ -21,7 +21,7 @@ from avtool.head import HeadModel, HeadParams
 from avtool.portrait.config import PortraitConfig
 from avtool.portrait.dataset import facing_angles, on_gray
 from avtool.portrait.frontal import SourceView
-from avtool.portrait.motion import MotionEncoder, load_motion
+from avtool.portrait.motion import MotionEncoder, load_motion, source_motion
 from avtool.portrait.network import Encoded, Portrait
 from avtool.portrait.objective import on_color
 from avtool.prior.motion import Motion
@@ -45,8 +45,7 @@ class Driven:
     def of(self, source: SourceView) -> OneShot:
         """The person of one picture: encoded here, once."""
         source = source.to(self.portrait.device)
-        motion = self.encoder.embed_images(source.images) if self.encoder.reads_images else self.encoder.embed(source.params)
-        neutral = self.portrait.neutralize(self.portrait.encode(source), motion)
+        neutral = self.portrait.neutralize(self.portrait.encode(source), source_motion(self.encoder, source))
         return OneShot(self.head, self.portrait, self.encoder, neutral, source.params[0].neutral())
 
 
@@ -138,7 +137,7 @@ def load_to_drive(path: str | Path, device: torch.device | str, head: HeadModel 
     """A portrait that can be driven, with the embedding that it was trained with.
 
     Args:
-        path: a "portrait/1" file of stage motion.
+        path: a "portrait/1" file of stage motion; "default" is the one in the package.
         head: needed for FLAME only.
         motion: where an embedding that is not the tracker's comes from, "torchscript:FILE" for example.
     """
@@ -147,7 +146,12 @@ def load_to_drive(path: str | Path, device: torch.device | str, head: HeadModel 
     if stage != "motion":
         hint = f"teach it to move: avtool train-portrait DATASET --stage motion --init {path}"
         raise FormatError(path, "stage", "motion (a portrait that can be driven)", stage, hint)
-    model = resolve_head(path, portrait.head_model, head, device)
+    return with_motion(portrait, path, head, motion)
+
+
+def with_motion(portrait: Portrait, path: str | Path, head: HeadModel | None, motion: str | None = None) -> Driven:
+    """A portrait of stage motion, which came from a file, with its embedding; arguments as of load_to_drive."""
+    model = resolve_head(path, portrait.head_model, head, portrait.device)
     name, size = portrait.metadata.get("motion", "tracker"), portrait.config.motion_size
     if motion is None and name != "tracker":
         raise AvtoolError(f"{path}: made with the motion embedding {name}", "name its file with --motion torchscript:FILE")

@@ -89,6 +89,22 @@ class Rig(nn.Module):
         return _sample(self.distance, rest)[..., 0]
 
 
+def linear_moves(head: HeadModel) -> Tensor:
+    """(E + 3, V, 3) meters by which vertices move per unit of each expression and radian of the jaw about x, y and z."""
+    jaw = torch.zeros(3, *head.template.shape)
+    if "jaw" in head.joint_names:
+        j = head.joint_names.index("jaw")
+        arm = head.template - head.joint_template[j]
+        axes = torch.eye(3)[:, None].expand(3, len(arm), 3)
+        jaw = head.skin_weights[:, j, None] * torch.linalg.cross(axes, arm.expand_as(axes))
+    return torch.cat((head.expression_basis, jaw))
+
+
+def move_amounts(params: HeadParams, count: int) -> Tensor:
+    """(B, E + 3) what linear_moves are multiplied with; expression and jaw have a batch of B or none."""
+    return torch.cat((params.expression.expand(count, -1), params.jaw.expand(count, -1)), dim=-1)
+
+
 def posed_box(transforms: Tensor) -> tuple[Tensor, Tensor]:
     """Center and half size (B, 1, 3) of a world-space box about the posed head and the bust that stays."""
     corners = torch.cartesian_prod(*transforms.new_tensor(_HEAD_BOX).unbind(-1))

@@ -14,6 +14,8 @@ from torch import Tensor
 from avtool.artifacts.track import Track
 from avtool.capture.samples import Samples
 from avtool.head import HeadModel
+from avtool.portrait.frontal import SourceView
+from avtool.portrait.motion import MotionEncoder, source_motion
 from avtool.portrait.network import Portrait
 from avtool.portrait.oneshot import frame_bytes, resampled, source_view
 from avtool.prior.avatar import Avatar
@@ -48,12 +50,14 @@ class Synthesizer(Protocol):
 
 
 class PortraitSynthesizer:
-    """Psi_3d of Portrait4D-v2 (arXiv 2403.13570, section 3.1): every real picture is its own source, without cross-attention."""
+    """Psi_3d of Portrait4D-v2 (arXiv 2403.13570, section 3.1): every real picture is its own source, without cross-attention. A portrait of
+    stage motion is given its embedding and draws every picture as its own driver, too, as it has learned to."""
 
     name = "portrait"
 
-    def __init__(self, portrait: Portrait, head: HeadModel) -> None:
+    def __init__(self, portrait: Portrait, head: HeadModel, encoder: MotionEncoder | None = None) -> None:
         self.portrait, self.head, self.size = portrait.eval(), head.to(portrait.device), portrait.config.size
+        self.encoder = encoder
         self.person, self.stage = None, portrait.metadata.get("stage", "")
 
     def batch(self, size: int) -> int:
@@ -66,7 +70,7 @@ class PortraitSynthesizer:
         device = self.portrait.device
         sources = source_view(samples, self.size).to(device)
         parts = [sources[start : start + 8] for start in range(0, len(sources), 8)]
-        planes = torch.cat([self.portrait.planes(self.portrait.encode(part), None, None) for part in parts])
+        planes = torch.cat([self._planes(part) for part in parts])
         params, size = samples.params.to(device), samples.images.shape[1]
         scale = torch.tensor((self.size / size, self.size / size, 1.0))[:, None]
 
@@ -77,6 +81,10 @@ class PortraitSynthesizer:
             return resampled(drawn.image, size).cpu(), resampled(drawn.alpha, size).cpu()
 
         return draw
+
+    def _planes(self, sources: SourceView) -> Tensor:
+        motion = None if self.encoder is None else source_motion(self.encoder, sources)
+        return self.portrait.planes(self.portrait.encode(sources), motion, motion)
 
 
 class AvatarSynthesizer:
