@@ -54,6 +54,7 @@ def summary(out: Path) -> None:
     """Names what was made."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     print(f"video          {out / 'out.mp4'}")
+    print(f"one shot       {out / 'one_shot.mp4'}")
     print(f"contact sheet  {out / 'contact_sheet.png'}   (real | render | error)")
     print(f"metrics        {out / 'metrics.json'}")
     for mode in ("refined", "unrefined"):

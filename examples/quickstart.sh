@@ -24,7 +24,10 @@ say "2. The clip of another person drives it"
 avtool track "$out/carphone.mp4" -o "$out/carphone.json" --force
 avtool reenact "$out/astronaut_avatar.safetensors" "$out/carphone.json" -o "$out/out.mp4" --side-by-side --force
 
-say "3. How good is it? Three early frames of the clip -> an avatar, held-out later frames -> metrics"
+say "3. The same photo without any fitting, by the shipped one-shot portrait"
+avtool reenact default --source "$out/astronaut.json" "$out/carphone.json" -o "$out/one_shot.mp4" --side-by-side --force
+
+say "4. How good is it? Three early frames of the clip -> an avatar, held-out later frames -> metrics"
 avtool track "$out/carphone_photos" -o "$out/carphone_photos.json" --force
 avtool invert "$out/carphone_photos.json" -o "$out/carphone_inverted.safetensors" --force
 avtool finetune "$out/carphone_inverted.safetensors" "$out/carphone_photos.json" -o "$out/carphone_avatar.safetensors" --force

@@ -63,8 +63,9 @@ def test_every_shipped_data_file_is_packaged_and_its_licence_told(readme: str, r
         assert told, f"README's licence table does not name {name}"
 
 
-def test_the_default_prior_is_shipped_and_small_enough(repository: Path) -> None:
-    size = (repository / "avtool" / "prior" / "data" / "default.safetensors").stat().st_size
+@pytest.mark.parametrize("room", ["prior", "portrait"])
+def test_the_defaults_are_shipped_and_small_enough(room: str, repository: Path) -> None:
+    size = (repository / "avtool" / room / "data" / "default.safetensors").stat().st_size
     assert 0 < size <= 20e6
 
 

@@ -118,8 +118,10 @@ def test_a_shut_source_gives_an_average_mouth(head: HeadModel) -> None:
     assert float((rgb - picture).abs().max()) > 0.2, "not the skin that lies there in the source"
     assert float(rgb[0]) < 0.45 and float(rgb[0]) > float(rgb[1]), "dark and red"
     assert float(looked.found[10:, row, column].abs().max()) < 1e-3, "given as known"
-    upper = looked.pixel(looked.between_lips(face(head, **OPEN), 0.12))
-    assert float(looked.found[0, upper[0], upper[1]]) > float(rgb[0]) + 0.1, "the teeth are above"
+    upper = looked.pixel(looked.between_lips(face(head, **OPEN), 0.08))
+    assert float(looked.found[2, upper[0], upper[1]]) > float(rgb[2]) + 0.15, "the teeth are above"
+    dim = Looked(head, face(head), face(head, **OPEN), 0.5 * looked.image).found[:3, row, column]
+    assert float(dim.mean()) < 0.7 * float(rgb.mean()), "in the light of the source"
 
 
 def test_teeth_that_the_source_shows_are_found_where_they_are(head: HeadModel) -> None:

@@ -17,15 +17,17 @@ from tiny_portrait import METADATA, make_portrait
 from torch import Tensor
 
 from avtool.artifacts.track import Track
+from avtool.cameras import project
 from avtool.capture.samples import load_samples
 from avtool.capture.video import probe_video, read_video
 from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel, HeadParams, load_head_model
+from avtool.metrics import psnr
 from avtool.portrait import PRESETS, Portrait
 from avtool.portrait.dataset import load_portrait_set
-from avtool.portrait.frontal import SourceView
+from avtool.portrait.frontal import SOURCE_BACKGROUND, SourceView
 from avtool.portrait.motion import TORCHSCRIPT_SIDE, TorchScriptMotion
-from avtool.portrait.oneshot import Driven, OneShot, frame_bytes, load_source, load_to_drive, most_frontal, resampled
+from avtool.portrait.oneshot import Driven, OneShot, below_photo, frame_bytes, load_source, load_to_drive, most_frontal, resampled, track_source
 from avtool.prior.drive import Driver, driver_pictures, load_driver, steady_crops
 from avtool.prior.motion import Motion
 from avtool.prior.puppet import MAX_BATCH, batch_within
@@ -279,3 +281,41 @@ def test_the_picture_of_a_real_photo_is_its_face_on_gray(network: Driven, astron
         assert float((picture[:3, :3] - 0.5).abs().max()) < 0.02
         face = picture[OWN // 2 - 4 : OWN // 2 + 4, OWN // 2 - 4 : OWN // 2 + 4].mean((0, 1))
         assert float(face[0]) > float(face[2]) + 0.05, "skin is redder than blue"
+
+
+def test_a_bust_goes_on_where_the_photo_ends() -> None:
+    """Rows below the last of the matte repeat one that is surely the person's; a bust down to the border is left as it is."""
+    pictures, mattes = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(3, 16, 16, 1)
+    mattes[0, 4:, 5:9], mattes[1, 4:11, 5:9] = 1.0, 1.0
+    found = below_photo(pictures, mattes)
+    assert torch.equal(found[0], pictures[0])
+    assert torch.equal(found[1, :9], pictures[1, :9]) and torch.equal(found[1, 9:], pictures[1, 8:9].expand(7, 16, 3))
+    assert found[2].isfinite().all(), "nor does an empty matte break it"
+
+
+def test_the_shipped_portrait_shows_a_real_photo_and_moves_it(astronaut: Path, tmp_path: Path, avtool) -> None:
+    """She stays who she is, opens her mouth, and only her face moves; by the program, as a newcomer calls it."""
+    network = load_to_drive("default", "cpu", None)
+    source = load_source(str(astronaut), network)
+    puppet, size = source.puppet, network.portrait.config.size
+    view, head = puppet.neutral.source, network.head
+    opened = view.params.expression.clone()
+    opened[:, head.expression_index("jawOpen")] = 0.9
+    params, two = view.params, (2, -1)
+    still = Motion(
+        torch.cat((params.expression, opened)), params.neck.expand(two), params.head.expand(two), params.jaw.expand(two),
+        params.eyes.expand(2, 2, 3), view.viewmats.expand(2, 4, 4), view.Ks.expand(2, 3, 3), None,
+    )  # fmt: skip
+    own, wide = puppet.perform(still, size, torch.full((3,), SOURCE_BACKGROUND), True)[0]
+    photo = view.images[0]
+    assert psnr(own.numpy(), photo.numpy()) > 24
+    marks, _ = project(head.landmarks(head(params).vertices), view.viewmats, view.Ks)
+    rows = {int(k): row for row, k in enumerate(head.landmark_ids)}
+    x, y = marks[0, rows[14]].round().long().tolist()  # the lower lip
+    changed = (wide - own).abs().mean(-1)
+    lips, hair = changed[y - 2 : y + 6, x - 4 : x + 5], changed[: size // 6]
+    assert float(lips.mean()) > 0.15 and float(hair.mean()) < 0.02
+    track_source(astronaut, load_head_model()).save(tmp_path / "source.json")
+    done = avtool("reenact", "default", "--source", "source.json", "source.json", "-o", "frames/%02d.png", "--size", 128, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == 1 and (tmp_path / "frames" / "00.png").is_file()

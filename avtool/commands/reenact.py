@@ -26,7 +26,8 @@ def reenact_command(
         Path,
         typer.Argument(
             metavar="AVATAR|PORTRAIT",
-            help="avatar.safetensors, from finetune or invert; or, with --source, portrait.safetensors, from train-portrait.",
+            help="avatar.safetensors, from finetune or invert; or, with --source, portrait.safetensors, from train-portrait, or default for "
+            "the shipped one.",
         ),
     ],
     driver: Annotated[
@@ -89,7 +90,7 @@ def reenact_command(
 ) -> None:
     """Drive an avatar, or a portrait of one photo, with a video, photos or a track.
 
-    A portrait (of train-portrait --stage motion) needs --source and no fitting: the photo is tracked and encoded once.
+    A portrait (the shipped one, or of train-portrait --stage motion) needs --source and no fitting: the photo is tracked and encoded once.
     A track of it as --source saves that, too.
 
     Writes a video (.mp4, with the driver's sound), a directory of PNGs, or a pattern like frames/%05d.png.
@@ -97,7 +98,7 @@ def reenact_command(
 
     Example: avtool reenact avatar.safetensors driver.mp4 -o out.mp4
 
-    Example: avtool reenact portrait.safetensors --source photo.jpg driver.mp4 -o out.mp4
+    Example: avtool reenact default --source photo.jpg driver.mp4 -o out.mp4
     """
     from ..prior.sinks import check_output, parse_background
 
@@ -146,8 +147,9 @@ def reenact_command(
 def _checked_kind(path: Path, source: str | None, motion: str | None, driver: list[str]) -> str:
     """"avatar" or "portrait", as the file says; AvtoolError when the other options do not go with it."""
     from ..artifacts.tensors import artifact_kind
+    from ..portrait.storage import portrait_file
 
-    kind = artifact_kind(path, ("avatar", "portrait"))
+    kind = artifact_kind(portrait_file(path), ("avatar", "portrait"))
     if kind == "portrait" and source is None:
         raise AvtoolError(f"{path}: a portrait shows whom --source names, found none", "add --source photo.jpg")
     for option, value in (("--source", source), ("--motion", motion)):

@@ -38,7 +38,7 @@ def train_portrait_command(
         typer.Option(help="static: a moment from another side, cross-attention off; motion: a driver's moment, from --init."),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="PORTRAIT", help="The portrait to start from; stage motion needs a static one.")
+        Path | None, typer.Option(metavar="PORTRAIT", help="The portrait to start from, default is the shipped one; stage motion needs one.")
     ] = None,
     config: training.ConfigOption = None,
     print_config: training.PrintConfigOption = False,

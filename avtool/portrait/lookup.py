@@ -34,6 +34,7 @@ _ITERATIONS = 3  # of the search for the place that an expression has moved to a
 _DEEP = 0.05  # meters behind the front at which a place is surely hidden from the front
 _HIDDEN = 0.02  # meters behind what the source sees at which a place is surely hidden from it
 _FAR = 0.01  # meters: the unit of how far a place has moved
+_LIPS = (0.50, 0.37, 0.36)  # rgb of lips in the light of the average mouth's colors
 _FAINT = 1e-3  # coverage under which there is no surface
 
 
@@ -99,7 +100,9 @@ class SourceLookup(nn.Module):
         hidden = own.behind(at)
         if self.mouth is not None:
             unknown = opening * self.mouth.hidden(source.params, there, toward.mT)
-            rgb = torch.lerp(rgb, self.mouth.colors(params, behind_lips(rest, eye)).mT, unknown[:, None])
+            # Of the lips that are there in the source.
+            light = (rgb / rgb.new_tensor(_LIPS)[:, None]).clamp(0.3, 1.3)
+            rgb = torch.lerp(rgb, light * self.mouth.colors(params, behind_lips(rest, eye)).mT, unknown[:, None])
         behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
         # Behind the lips the place is known, whatever the skin before it does.
         moved, hidden = moved * (1 - opening), hidden * (1 - opening)

@@ -32,6 +32,7 @@ _MARGIN = 0.001  # beside the opening, how far away the skin of shut lips is loo
 _SIZE, _CENTER, _HALF = 96, (0.0, -0.032), 0.034
 # The lower teeth are left out: the lip is before them in most openings, and the mean head's are gray slabs in the others.
 _CAVITY, _COLORS = (0.16, 0.06, 0.06), {"tongue": (0.42, 0.19, 0.18), "teeth_up": (0.62, 0.56, 0.52)}
+_HIGHER = (0.0, 0.002, 0.0)  # meters, as the mean head shows more of its teeth than people who speak do
 _FIXED, _WITH_JAW = "teeth_up", "teeth_lo"
 
 
@@ -87,7 +88,7 @@ class Mouth(nn.Module):
         jaw = (move_amounts(params, len(points)) @ self.jaw_moves)[:, None]
         found = points.new_tensor(_CAVITY).expand_as(points)
         for idx, (name, color) in enumerate(_COLORS.items()):
-            place = points if name == _FIXED else points - jaw
+            place = points - points.new_tensor(_HIGHER) if name == _FIXED else points - jaw
             at = (place[:, None, :, :2] - points.new_tensor(_CENTER)) / _HALF
             part = self.parts[:, idx : idx + 1].expand(len(points), -1, -1, -1)
             coverage = F.grid_sample(part, at, padding_mode="zeros", align_corners=False)[:, 0, 0, :, None]

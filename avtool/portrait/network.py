@@ -20,7 +20,7 @@ from avtool.portrait.frontal import Frontalizer, SourceView
 from avtool.portrait.layers import with_coordinates
 from avtool.portrait.lookup import DepthMap, SourceLookup
 from avtool.portrait.rig import Rig, posed_box
-from avtool.portrait.storage import check_shapes, fill_portrait, read_portrait, write_portrait
+from avtool.portrait.storage import check_shapes, fill_portrait, portrait_file, read_portrait, write_portrait
 from avtool.portrait.triplane import PlaneDecoder, PlaneField, to_box
 from avtool.portrait.upsampler import Upsampler
 from avtool.portrait.vit import Transformer
@@ -226,7 +226,9 @@ class Portrait(nn.Module):
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu", head: HeadModel | None = None) -> Portrait:
-        """Read a "portrait/1" file. `head` is needed for FLAME only; the file's metadata are in `.metadata`."""
+        """Read a "portrait/1" file; "default" is the one in the package. `head` is needed for FLAME only; the file's metadata are in
+        `.metadata`."""
+        path = portrait_file(path)
         tensors, config, head, metadata = read_portrait(path, head)
         with torch.device("meta"):  # no memory is taken before the file is known to fit
             check_shapes(path, nn.ModuleDict(_parts(config)), tensors)

@@ -30,6 +30,7 @@ from avtool.prior.storage import check_head_model, resolve_head
 
 Progress = Callable[[int, int, str], None]
 
+_EDGE = 2  # rows from the soft end of a matte to what is surely of the person
 _WATCHED_BYTES = 1 << 27  # of the driver's pictures, where an embedding reads them
 
 
@@ -108,7 +109,19 @@ def source_view(samples: Samples, size: int) -> SourceView:
     """Pictures with mattes as a network of `size` pixels sees them."""
     scale = size / samples.images.shape[1]
     Ks = samples.Ks * samples.Ks.new_tensor((scale, scale, 1.0))[:, None]
-    return SourceView(resampled(on_gray(samples.images, samples.mattes), size), samples.params, samples.viewmats, Ks)
+    pictures = below_photo(on_gray(samples.images, samples.mattes), samples.mattes)
+    return SourceView(resampled(pictures, size), samples.params, samples.viewmats, Ks)
+
+
+def below_photo(pictures: Tensor, mattes: Tensor) -> Tensor:
+    """Pictures (B, s, s, 3) whose clothes go on to the lower border where the photo ended above it: the last row with anything of mattes
+    (B, s, s, 1) is repeated. A bust does not float, and every picture of training has it down to the border."""
+    side = pictures.shape[1]
+    rows = torch.arange(side, device=pictures.device)
+    last = torch.where((mattes > 0.5).any(dim=2)[..., 0], rows, 0).amax(1)
+    last = torch.where(last < side - 1, last - _EDGE, last).clamp_min(0)  # of a matte's edge, which is soft
+    source = torch.minimum(rows[None], last[:, None])
+    return pictures.gather(1, source[:, :, None, None].expand_as(pictures))
 
 
 def resampled(pictures: Tensor, size: int) -> Tensor:

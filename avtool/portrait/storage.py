@@ -9,12 +9,21 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from avtool.artifacts.tensors import load_tensors, require, save_tensors
-from avtool.errors import FormatError
+from avtool.errors import AvtoolError, FormatError
 from avtool.head import HeadModel
 from avtool.portrait.config import PortraitConfig
 from avtool.prior.storage import load_module, module_tensors, resolve_head
 
+DEFAULT_PORTRAIT = Path(__file__).parent / "data" / "default.safetensors"
 _PREFIX = "portrait"
+
+
+def portrait_file(path: str | Path) -> Path:
+    """Where a portrait is; "default" is the one in the package."""
+    file = DEFAULT_PORTRAIT if str(path) == "default" else Path(path)
+    if file == DEFAULT_PORTRAIT and not file.is_file():
+        raise AvtoolError("the package has no default portrait", "name a file of avtool train-portrait")
+    return file
 
 
 def write_portrait(
