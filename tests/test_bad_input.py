@@ -439,9 +439,8 @@ def test_nan_in_a_tensor_file(world: Path, call, name: str) -> None:
 def test_pseudo_mv_wants_one_file_that_draws(world: Path, call) -> None:
     before = files(world)
     for args, words in (
-        (("--synthesizer", "portrait"), "needs --portrait FILE"),
+        (("--synthesizer", "portrait", "--avatar", "avatar.safetensors"), "does not go with --avatar"),
         (("--synthesizer", "avatar", "--portrait", "avatar.safetensors"), "needs --avatar FILE"),
-        ((), "found neither"),
         (("--portrait", "avatar.safetensors", "--avatar", "avatar.safetensors"), "found both"),
         (("--avatar", "avatar.safetensors", "--yaw", "0", "--pitch", "0"), "no camera is new"),
     ):

@@ -321,6 +321,15 @@ def test_the_command_with_a_portrait_on_toy_people(avatar: Avatar, portrait: Pat
     assert {p.name: p.read_bytes() for p in (tmp_path / "mv" / "images").iterdir()} == first, "equal seeds, equal pictures"
 
 
+def test_the_shipped_portrait_draws_where_none_is_named(avatar: Avatar, tmp_path: Path, avtool) -> None:
+    toy_people.make_person(tmp_path / "toy", avatar.head, seed=1, views=1, size=48)
+    done = avtool("pseudo-mv", "toy/track.json", "--threshold", 1, "--views", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "mv" / "report.json").read_text())["portrait_stage"] == "motion"
+    with Image.open(sorted((tmp_path / "mv" / "images").iterdir())[-1]) as picture:
+        assert picture.size == (128, 128)
+
+
 @pytest.mark.parametrize("motion", ["tracker", "of another kind"])
 def test_a_motion_portrait_is_its_own_driver(motion: str, avatar: Avatar, tmp_path: Path, capfd, monkeypatch) -> None:
     """The tracker's embedding is at hand; a portrait that was made with another goes without, and says so."""

@@ -32,10 +32,10 @@ def pseudo_mv_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIRECTORY", help="The data set to write.")] = Path("mv"),
     synthesizer: Annotated[
         SynthesizerName | None,
-        typer.Option(help="What draws the new views: a static portrait, or the person's own avatar; told by the file when left out."),
+        typer.Option(help="What draws the new views: a portrait, or the person's own avatar; told by the file when left out."),
     ] = None,
     portrait: Annotated[
-        Path | None, typer.Option(metavar="PORTRAIT", help="portrait.safetensors, from train-portrait, or default for the shipped one.")
+        Path | None, typer.Option(metavar="PORTRAIT", help="portrait.safetensors, from train-portrait; the shipped one when left out.")
     ] = None,
     avatar: Annotated[
         Path | None, typer.Option(metavar="AVATAR", help="avatar.safetensors of the same person, from finetune.")
@@ -79,7 +79,7 @@ def pseudo_mv_command(
     the rest and those, report.json lists all. A video and photos are tracked first, with the shape of the avatar if there is one;
     a track.json (of an avatar's person best made with track --person) saves that.
 
-    Example: avtool pseudo-mv video.mp4 --portrait static.safetensors -o mv/
+    Example: avtool pseudo-mv video.mp4 -o mv/
     """
     file = _chosen_file(synthesizer, portrait, avatar)
     if yaw == 0 and pitch == 0:
@@ -116,15 +116,14 @@ def pseudo_mv_command(
 
 
 def _chosen_file(synthesizer: SynthesizerName | None, portrait: Path | None, avatar: Path | None) -> Path:
-    """The one file that draws; wrong usage when it is missing, or when there are two."""
-    given = {"portrait": portrait, "avatar": avatar}
-    named = [name for name, file in given.items() if file is not None]
-    if synthesizer is not None and given[synthesizer.value] is None:
-        raise typer.BadParameter(f"--synthesizer {synthesizer.value} needs --{synthesizer.value} FILE", param_hint="--synthesizer")
-    if len(named) != 1:
-        found = "both" if named else "neither"
-        raise typer.BadParameter(f"expected --portrait FILE or --avatar FILE, found {found}", param_hint="--portrait, --avatar")
-    return given[named[0]]
+    """The one file that draws, the shipped portrait where none is named; wrong usage when there are two, or the wrong one."""
+    if portrait is not None and avatar is not None:
+        raise typer.BadParameter("expected --portrait FILE or --avatar FILE, found both", param_hint="--portrait, --avatar")
+    if synthesizer is SynthesizerName.avatar and avatar is None:
+        raise typer.BadParameter("--synthesizer avatar needs --avatar FILE", param_hint="--synthesizer")
+    if synthesizer is SynthesizerName.portrait and avatar is not None:
+        raise typer.BadParameter("--synthesizer portrait does not go with --avatar", param_hint="--synthesizer")
+    return avatar or portrait or Path("default")
 
 
 def _load(file: Path, is_avatar: bool, device: torch.device, head: HeadModel | None) -> Synthesizer:
