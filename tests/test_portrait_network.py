@@ -478,7 +478,7 @@ def test_the_source_s_own_view_looks_up_the_source(head: HeadModel) -> None:
     found = lookup(source, seen, rig, pose, viewmats, Ks, seen, SIZE)
     assert found.shape == (2, 12, SIZE, SIZE)
     error = (found[:, :3] - source.images.movedim(-1, 1))[..., 4:-4, 4:-4].abs()
-    assert float(error.mean()) < 2e-3 and float(error.max()) < 0.05
+    assert float(error.mean()) < 2e-3 and float(error.max()) < 0.1
     torch.testing.assert_close(found[:, 3:6], found[:, 6:9], atol=0.02, rtol=0)  # both cameras are one
     assert float(found[:, 10].max()) < 1e-3  # nothing has moved
     assert float(found[:, 11, 4:-4, 4:-4].abs().mean()) < 0.02  # nor is anything behind what the source sees
@@ -535,6 +535,25 @@ def test_places_are_found_in_another_expression(head: HeadModel, shape: str) -> 
     assert float(error[far].mean()) < 0.35 * float(moved[far].mean())
     back = lookup.in_expression_of(smiling, before, neutral)
     assert float((back - after).norm(dim=-1)[far].mean()) < 0.35 * float(moved[far].mean())
+
+
+def test_places_near_the_face_are_put_on_it(head: HeadModel) -> None:
+    """Along the line of sight, onto a person's own shape and expression; hair, neck and what is far from the face stay."""
+    lookup, params = SourceLookup(head), turned(head, 1)
+    params.expression[:, head.expression_index("jawOpen")] = 0.5
+    params = replace(params, identity=0.7 * torch.randn(1, head.num_identity, generator=torch.Generator().manual_seed(3)))
+    rest, _ = head.rest_shape(params)
+    cheeks = head.landmarks(rest)[:, [list(head.landmark_ids).index(k) for k in (50, 280, 205, 425, 117, 346, 9, 151)]]
+    eye = F.normalize(torch.tensor([0.25, 0.1, 1.0]), dim=0).expand_as(cheeks)
+    for shift in (-0.01, 0.01):
+        found = lookup.on_face(params, cheeks + shift * eye, eye)
+        assert float((found - cheeks).norm(dim=-1).mean()) < 0.004
+        assert float(torch.linalg.cross(found - cheeks, eye).norm(dim=-1).max()) < 1e-6, "along the line of sight"
+    away = torch.cat((cheeks + 0.06 * eye, rest[:, head.faces[head.region_mask("torso")].unique()][:, :50]), dim=1)
+    sight = torch.tensor([0.0, 0.0, 1.0]).expand_as(away)
+    assert torch.equal(lookup.on_face(params, away, sight), away)
+    behind = torch.tensor([0.0, 0.0, -1.0]).expand_as(cheeks)
+    assert torch.equal(lookup.on_face(params, cheeks, behind), cheeks), "nor is anything moved that is seen from behind"
 
 
 def test_the_back_of_the_head_is_deep_behind_the_front(head: HeadModel) -> None:

@@ -3,7 +3,7 @@
 Portrait4D-v2 brings the source's detail to the picture through its planes, whose paper sizes a CPU cannot train. The volume's depth says
 where on the head every pixel of the new picture lies, the head model's expressions where that place was in the source's expression, and the
 tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp where the photo is (pixel-aligned
-features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and wrong: the volume's depth from
+features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). On the face the tracked shape is asked instead of the depth. What the source hides is looked up, too, and wrong: the volume's depth from
 the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the place has moved. Open mouths are
 mouth.py's business. What lies beside the source's picture has the color of its border, so that clothes go on below.
 
@@ -35,6 +35,10 @@ _DEEP = 0.05  # meters behind the front at which a place is surely hidden from t
 _HIDDEN = 0.02  # meters behind what the source sees at which a place is surely hidden from it
 _FAR = 0.01  # meters: the unit of how far a place has moved
 _LIPS = (0.50, 0.37, 0.36)  # rgb of lips in the light of the average mouth's colors
+_FACE, _ON_FACE = ("face", "lips", "eye_l", "eye_r"), 0.008  # regions, and meters from their vertices
+_STEEP = 2.0  # of the front, in meters of depth a meter, where it is no more trusted
+_NEAR = 0.03  # meters along a line of sight within which a place is on the face
+_GRAZING = 0.3  # cosine of the direction to the camera under which a line of sight tells no place on the front
 _FAINT = 1e-3  # coverage under which there is no surface
 
 
@@ -65,6 +69,7 @@ class SourceLookup(nn.Module):
         super().__init__()
         surface = front_surface(head.to("cpu"), _FRONT_SIZE)
         self.register_buffer("front", surface[None, None, ..., 2].contiguous(), persistent=False)
+        self.register_buffer("face", _face_texels(head.to("cpu"), surface)[None, None], persistent=False)
         moves, shapes = _front_moves(head.to("cpu"), surface)
         self.register_buffer("moves", moves, persistent=False)
         self.register_buffer("shapes", shapes, persistent=False)
@@ -91,6 +96,7 @@ class SourceLookup(nn.Module):
         rays = pixel_rays(viewmats, Ks, size, size, *posed_box(transforms))
         rest = rig.to_rest(rays.origins + rays.directions * depths[..., None], transforms)
         eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1)
+        rest = self.on_face(params, rest, eye)
         there = self.in_expression_of(source.params, rest, params)
         moved = (there - rest).norm(dim=-1) / _FAR
         opening = torch.zeros_like(moved)
@@ -99,7 +105,8 @@ class SourceLookup(nn.Module):
         rgb, toward, at = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there), outside="border")
         hidden = own.behind(at)
         if self.mouth is not None:
-            unknown = opening * self.mouth.hidden(source.params, there, toward.mT)
+            # Where both mouths are open by the same amount, nothing is unknown: not even at the rims, where neither is sure.
+            unknown = (opening - self.mouth.shown(source.params, there, toward.mT)).clamp_min(0)
             # Of the lips that are there in the source.
             light = (rgb / rgb.new_tensor(_LIPS)[:, None]).clamp(0.3, 1.3)
             rgb = torch.lerp(rgb, light * self.mouth.colors(params, behind_lips(rest, eye)).mT, unknown[:, None])
@@ -115,12 +122,35 @@ class SourceLookup(nn.Module):
         fixed-point iteration, and from it that on the mean head.
         """
         here, there = self._moves_of(params, len(points)), self._moves_of(wanted, len(points))
-        shape = torch.einsum("bi,ixyz->bxyz", params.identity.expand(len(points), -1), self.shapes)
+        mean = self._on_mean(points, here + self._shape_of(params, len(points)))
+        return points + _at_front(there - here, mean)
+
+    def on_face(self, params: HeadParams, points: Tensor, eye: Tensor) -> Tensor:
+        """Rest points (B, N, 3) that are near the face of params, moved onto it along the lines of sight (B, N, 3), unit vectors toward a camera.
+
+        The face's shape is tracked, and better known than the depth of a volume of a few thousand rays.
+        """
+        moved = self._moves_of(params, len(points)) + self._shape_of(params, len(points))
+        found = points
+        for _ in range(_ITERATIONS):
+            mean = self._on_mean(found, moved)
+            at = _at_front(torch.cat((self.front, self.face), dim=1), mean)
+            height = at[..., 0] + _at_front(moved, mean)[..., 2]
+            found = found + eye * ((height - found[..., 2]) / eye[..., 2].clamp_min(_GRAZING))[..., None]
+        gap = (found - points).norm(dim=-1)
+        trust = at[..., 1] * ((_NEAR - gap) / (0.5 * _NEAR)).clamp(0, 1) * ((eye[..., 2] - _GRAZING) / 0.2).clamp(0, 1)
+        return torch.lerp(points, found, trust[..., None])
+
+    def _on_mean(self, points: Tensor, moved: Tensor) -> Tensor:
+        """Where points (B, N, 3) that have moved with the front by (B, 3, F, F) were before, by fixed-point iteration."""
         mean = points
         for _ in range(_ITERATIONS):
-            neutral = points - _at_front(here, mean)
-            mean = neutral - _at_front(shape, mean)
-        return points + _at_front(there - here, mean)
+            mean = points - _at_front(moved, mean)
+        return mean
+
+    def _shape_of(self, params: HeadParams, count: int) -> Tensor:
+        """(B, 3, F, F) meters by which the front of a person is from the mean head's."""
+        return torch.einsum("bi,ixyz->bxyz", params.identity.expand(count, -1), self.shapes)
 
     def _moves_of(self, params: HeadParams, count: int) -> Tensor:
         """(B, 3, F, F) meters by which the front has moved from neutral; expression and jaw have a batch of B or none."""
@@ -131,6 +161,17 @@ def _at_front(grid: Tensor, points: Tensor) -> Tensor:
     """Values (B, N, C) of a grid (B or 1, C, F, F) on the front at rest points (B, N, 3); its border goes on outside."""
     at = to_box(points)[:, None, :, :2]
     return F.grid_sample(grid.expand(len(points), -1, -1, -1), at, padding_mode="border", align_corners=False)[:, :, 0].mT
+
+
+def _face_texels(head: HeadModel, surface: Tensor) -> Tensor:
+    """(F, F) in [0, 1]: where the front (F, F, 3) is the face and not its sides, which are steep; smooth at the border."""
+    face = head.faces[head.region_mask(*(name for name in _FACE if name in head.region_names))].unique()
+    near, _ = cKDTree(head.template[face].numpy()).query(surface.reshape(-1, 3).numpy())
+    within = torch.from_numpy(near < _ON_FACE).float().reshape(surface.shape[:2])
+    x, y, z = (surface[..., k] for k in range(3))
+    across, up = torch.gradient(z, dim=1)[0] / (x[0, 1] - x[0, 0]), torch.gradient(z, dim=0)[0] / (y[1, 0] - y[0, 0])
+    flat = ((_STEEP - torch.hypot(across, up)) / (0.5 * _STEEP)).clamp(0, 1)
+    return F.avg_pool2d((within * flat)[None], 5, 1, 2)[0]
 
 
 def _front_moves(head: HeadModel, surface: Tensor) -> tuple[Tensor, Tensor]:

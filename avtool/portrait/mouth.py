@@ -79,9 +79,9 @@ class Mouth(nn.Module):
         skin = self._outside(source, params, there)
         return torch.where(opening[..., None] > 0.5, behind_lips(rest, eye), skin), opening
 
-    def hidden(self, source: HeadParams, there: Tensor, toward: Tensor) -> Tensor:
-        """How surely (B, N) the source's lips hide places (B, N, 3) at its teeth; toward: (B, N, 3) unit vectors to its camera."""
-        return 1 - self.opening(source, behind_lips(there, -toward))
+    def shown(self, source: HeadParams, there: Tensor, toward: Tensor) -> Tensor:
+        """How surely (B, N) places (B, N, 3) at the source's teeth are seen between its lips; toward: (B, N, 3) unit vectors to its camera."""
+        return self.opening(source, behind_lips(there, -toward))
 
     def colors(self, params: HeadParams, points: Tensor) -> Tensor:
         """Of an average mouth's inside, (B, N, 3), at rest points (B, N, 3) at its teeth."""
