@@ -1,11 +1,12 @@
 """What the source shows of the surface that a new camera sees: its pixels, for the super-resolution head.
 
-Portrait4D-v2 brings the source's detail to the picture through its planes, whose paper sizes a CPU cannot train. The volume's depth says
-where on the head every pixel of the new picture lies, the head model's expressions where that place was in the source's expression, and the
-tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp where the photo is (pixel-aligned
-features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). On the face the tracked shape is asked instead of the depth. What the source hides is looked up, too, and wrong: the volume's depth from
-the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the place has moved. Open mouths are
-mouth.py's business. What lies beside the source's picture has the color of its border, so that clothes go on below.
+Portrait4D-v2 brings the source's detail to the picture through its planes, whose paper sizes a CPU cannot train. The volume's depth, and
+on the face the tracked shape, say where on the head every pixel of the new picture lies, the head model's expressions where that place
+was in the source's expression, and the tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp
+where the photo is (pixel-aligned features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and
+wrong: the volume's depth from the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the
+place has moved. Open mouths are mouth.py's business. What lies beside the source's picture has the color of its border, so that clothes
+go on below.
 
 Shape legend: B pictures, N points, S x S pixels of a result, s x s of the volume's, F texels a side of the front, E expressions.
 """
