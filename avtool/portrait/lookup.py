@@ -36,6 +36,7 @@ _DEEP = 0.05  # meters behind the front at which a place is surely hidden from t
 _HIDDEN = 0.02  # meters behind what the source sees at which a place is surely hidden from it
 _FAR = 0.01  # meters: the unit of how far a place has moved
 _LIPS = (0.50, 0.37, 0.36)  # rgb of lips in the light of the average mouth's colors
+_LIGHT = (0.3, 1.3)  # how much darker and brighter an average mouth may become
 _FACE, _ON_FACE = ("face", "lips", "eye_l", "eye_r"), 0.008  # regions, and meters from their vertices
 _STEEP = 2.0  # of the front, in meters of depth a meter, where it is no more trusted
 _NEAR = 0.03  # meters along a line of sight within which a place is on the face
@@ -50,6 +51,12 @@ class DepthMap:
     depth: Tensor
     alpha: Tensor
 
+    def enlarged(self, size: int) -> Tensor:
+        """Depths (B, size * size) of a larger picture's pixels; premultiplied between pixels, as rays beside the head have no depth."""
+        factor = size // self.depth.shape[-1]
+        covered = enlarge(self.alpha[:, None], factor)
+        return (enlarge((self.depth * self.alpha)[:, None], factor) / covered.clamp_min(_FAINT)).flatten(1)
+
     def behind(self, at: Tensor) -> Tensor:
         """How far (B, N), in [-1, 1], points lie behind what is seen at (B, N, 3): picture coordinates in [-1, 1] and depth. 0 where
         nothing is seen."""
@@ -61,7 +68,8 @@ class DepthMap:
 class SourceLookup(nn.Module):
     """Fetches a source's colors for the pixels of a volume-rendered picture; without weights of its own.
 
-    Buffers (not stored, built from the head model): front (1, 1, F, F), depth z in meters of the mean head's front at rest; moves
+    Buffers (not stored, built from the head model): front (1, 1, F, F), depth z in meters of the mean head's front at rest; face (1, 1, F, F),
+    how much of it is the face, in [0, 1]; moves
     (E + 3, 3, F, F), meters by which it moves per unit of each expression and radian of the jaw about x, y and z; shapes (I, 3, F, F),
     meters by which it moves per unit of each identity coefficient.
     """
@@ -88,14 +96,9 @@ class SourceLookup(nn.Module):
             source: B of them, and what the volume has before their cameras. params: (B,) expression, jaw, neck and head of the new
                 picture, posed by `rig`. viewmats, Ks: (B,) new cameras, Ks in pixels of the S x S result. seen: what the volume has there.
         """
-        depth, alpha = seen.depth, seen.alpha
-        transforms = rig.transforms(params).expand(len(depth), 3, 3, 4)
-        factor = size // depth.shape[-1]
-        covered = enlarge(alpha[:, None], factor)
-        # Premultiplied, as rays beside the head have no depth.
-        depths = (enlarge((depth * alpha)[:, None], factor) / covered.clamp_min(_FAINT)).flatten(1)
+        transforms = rig.transforms(params).expand(len(seen.depth), 3, 3, 4)
         rays = pixel_rays(viewmats, Ks, size, size, *posed_box(transforms))
-        rest = rig.to_rest(rays.origins + rays.directions * depths[..., None], transforms)
+        rest = rig.to_rest(rays.origins + rays.directions * seen.enlarged(size)[..., None], transforms)
         eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1)
         rest = self.on_face(params, rest, eye)
         there = self.in_expression_of(source.params, rest, params)
@@ -104,17 +107,15 @@ class SourceLookup(nn.Module):
         if self.mouth is not None:
             there, opening = self.mouth.places(source.params, params, rest, there, eye)
         rgb, toward, at = colors_at(source, rig.transforms(source.params), there, rig.weights_at(there), outside="border")
-        hidden = own.behind(at)
         if self.mouth is not None:
             # Where both mouths are open by the same amount, nothing is unknown: not even at the rims, where neither is sure.
             unknown = (opening - self.mouth.shown(source.params, there, toward.mT)).clamp_min(0)
-            # Of the lips that are there in the source.
-            light = (rgb / rgb.new_tensor(_LIPS)[:, None]).clamp(0.3, 1.3)
+            light = (rgb / rgb.new_tensor(_LIPS)[:, None]).clamp(*_LIGHT)  # of the lips that are there in the source
             rgb = torch.lerp(rgb, light * self.mouth.colors(params, behind_lips(rest, eye)).mT, unknown[:, None])
         behind = ((_at_front(self.front, rest)[..., 0] - rest[..., 2]) / _DEEP).clamp(0, 1)
         # Behind the lips the place is known, whatever the skin before it does.
-        moved, hidden = moved * (1 - opening), hidden * (1 - opening)
-        return torch.cat((rgb, toward, eye.mT, behind[:, None], moved[:, None], hidden[:, None]), dim=1).unflatten(-1, (size, size))
+        doubts = torch.stack((behind, moved * (1 - opening), own.behind(at) * (1 - opening)), dim=1)
+        return torch.cat((rgb, toward, eye.mT, doubts), dim=1).unflatten(-1, (size, size))
 
     def in_expression_of(self, wanted: HeadParams, points: Tensor, params: HeadParams) -> Tensor:
         """Where rest points (B, N, 3) of a head with the expression and jaw of `params` are with those of `wanted`, (B, N, 3) meters.
