@@ -5,8 +5,8 @@ on the face the tracked shape, say where on the head every pixel of the new pict
 was in the source's expression, and the tracked pose and camera where the source shows it; so a small network, too, can keep a face sharp
 where the photo is (pixel-aligned features: PIFu, arXiv 1905.05172; IBRNet, arXiv 2102.13090). What the source hides is looked up, too, and
 wrong: the volume's depth from the source's own camera tells, as a shadow map does, and so do both cameras' directions and how far the
-place has moved. Open mouths are mouth.py's business. What lies beside the source's picture has the color of its border, so that clothes
-go on below.
+place has moved. Lids and open mouths are the business of eyes.py and mouth.py. What lies beside the source's picture has the color of
+its border, so that clothes go on below.
 
 Shape legend: B pictures, N points, S x S pixels of a result, s x s of the volume's, F texels a side of the front, E expressions.
 """
@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from avtool.head import HeadModel, HeadParams
+from avtool.portrait.eyes import Lids
 from avtool.portrait.frontal import SourceView, colors_at, front_surface
 from avtool.portrait.layers import enlarge
 from avtool.portrait.mouth import Mouth, behind_lips
@@ -82,7 +83,7 @@ class SourceLookup(nn.Module):
         moves, shapes = _front_moves(head.to("cpu"), surface)
         self.register_buffer("moves", moves, persistent=False)
         self.register_buffer("shapes", shapes, persistent=False)
-        self.mouth = Mouth.of(head.to("cpu"))
+        self.mouth, self.lids = Mouth.of(head.to("cpu")), Lids.of(head.to("cpu"))
 
     @torch.no_grad()
     def forward(
@@ -102,6 +103,8 @@ class SourceLookup(nn.Module):
         eye = F.normalize(inverse_transform(transforms[:, 2][:, None], rays.origins) - rest, dim=-1)
         rest = self.on_face(params, rest, eye)
         there = self.in_expression_of(source.params, rest, params)
+        if self.lids is not None:
+            there = self.lids.places(source.params, params, rest, there)
         moved = (there - rest).norm(dim=-1) / _FAR
         opening = torch.zeros_like(moved)
         if self.mouth is not None:

@@ -106,7 +106,7 @@ class Mouth(nn.Module):
         """Rest points (B, N, 3) of the source's skin, moved out of its mouth by the nearer rim, the farther the more it is shut in params."""
         rims = self._rims(source, len(there))
         gap, side = self._gap(*rims, there)
-        parted, still = (_height(a, there[..., 0]) - _height(b, there[..., 0]) for a, b in (rims, self._rims(params, len(there))))
+        parted, still = (height(a, there[..., 0]) - height(b, there[..., 0]) for a, b in (rims, self._rims(params, len(there))))
         shut = torch.where(parted > _PARTED, 1 - still / parted.clamp_min(_PARTED), 0.0).clamp(0, 1)
         push = (gap + _MARGIN * shut).clamp_min(0) * shut * side
         return torch.stack((there[..., 0], there[..., 1] + push, there[..., 2]), dim=-1)
@@ -115,7 +115,7 @@ class Mouth(nn.Module):
     def _gap(upper: Tensor, lower: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Meters (B, N) to the nearer rim along y, negative outside, and its side: 1 the upper, -1 the lower."""
         x, y, z = points.unbind(-1)
-        above, below = _height(upper, x) - y, y - _height(lower, x)
+        above, below = height(upper, x) - y, y - height(lower, x)
         across = (x > upper[:, :1, 0]) & (x < upper[:, -1:, 0]) & (z > upper[..., 2].mean(1, keepdim=True) - _DEPTH)
         return torch.where(across, torch.minimum(above, below), -1.0), torch.where(above < below, 1.0, -1.0)
 
@@ -125,7 +125,7 @@ def behind_lips(points: Tensor, eye: Tensor) -> Tensor:
     return points - eye * (_BEHIND / eye[..., 2:].abs().clamp_min(0.5))
 
 
-def _height(rim: Tensor, x: Tensor) -> Tensor:
+def height(rim: Tensor, x: Tensor) -> Tensor:
     """y (B, N) of rims (B, C, 3), which go on in x, at x (B, N); the ends' beyond them."""
     knots = rim[..., 0].cummax(1).values.contiguous()
     right = torch.searchsorted(knots, x.contiguous()).clamp(1, rim.shape[1] - 1)
