@@ -189,7 +189,7 @@ def trained_whole(out: Path, name: str, people: Path, steps: int, more: int, cha
         data = load_training_set([people], load_head_model(), whole["image_size"]).fingerprint()
         replace(saved, config={**saved.config, **whole}, data=data).save(checkpoint)
     command = [sys.executable, "-m", "avtool", "train-prior", str(people), "-o", str(file), "--resume", str(checkpoint), "--force"]
-    run_training(f"{name}, whole pictures", command)
+    run_training(f"{name}, whole pictures", [*command, "--steps", str(steps + more)])
     return file
 
 
