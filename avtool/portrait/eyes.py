@@ -3,7 +3,7 @@
 Each column of an eye is warped piece by piece between four curves that the head model knows, from the fold above to the cheek below: lids
 are stretched, and the eye between them stays where the skull has it.
 
-Shape legend: B pictures, N points, C points of a curve from the person's right to the left, E expressions, I identity.
+Shape legend: B pictures, N points.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avtool.head import HeadModel, HeadParams
-from avtool.portrait.mouth import height
-from avtool.portrait.rig import linear_moves, move_amounts
+from avtool.portrait.curves import Curves, height
 
 # MediaPipe's landmarks of the fold above, the upper and the lower rim, and the furrow below; the person's right eye first.
 CURVES = (
@@ -34,24 +33,16 @@ _LASHES = 0.3  # the least exponent of the share of a stretched lid
 
 
 class Lids(nn.Module):
-    """Knows the curves about a head model's eyes; without weights of its own.
-
-    Buffers (not stored, built from the head model), of all curves one after another: rest (C, 3), shapes (I, C, 3) of the identity basis, moves
-    (E + 3, C, 3) of linear_moves.
-    """
+    """Knows the curves about a head model's eyes; without weights of its own."""
 
     def __init__(self, head: HeadModel) -> None:
         super().__init__()
-        rows = {int(k): row for row, k in enumerate(head.landmark_ids)}
-        at = torch.tensor([rows[k] for eye in CURVES for curve in eye for k in curve])
-        for name, values in (("rest", head.template), ("shapes", head.identity_basis), ("moves", linear_moves(head))):
-            self.register_buffer(name, head.landmarks(values)[..., at, :].contiguous(), persistent=False)
+        self.eyes = nn.ModuleList(Curves(head, curves) for curves in CURVES)
 
     @staticmethod
     def of(head: HeadModel) -> Lids | None:
         """None where the head model lacks one of the landmarks."""
-        wanted = {k for eye in CURVES for curve in eye for k in curve}
-        return Lids(head) if wanted <= {int(k) for k in head.landmark_ids} else None
+        return Lids(head) if all(Curves.known(head, curves) for curves in CURVES) else None
 
     def places(self, source: HeadParams, params: HeadParams, rest: Tensor, there: Tensor) -> Tensor:
         """Where to look in the source, (B, N, 3): `there`, but about the eyes at the height that the curves say.
@@ -62,8 +53,9 @@ class Lids(nn.Module):
         """
         x, y, z = rest.unbind(-1)
         level = there[..., 1]
-        for here, source_s in zip(self._curves(params, len(rest)), self._curves(source, len(rest))):
-            (top, upper, lower, bottom), own = ([height(curve, x) for curve in curves] for curves in (here, source_s))
+        for curves in self.eyes:
+            here = curves.of(params, len(rest))
+            (top, upper, lower, bottom), own = ([height(c, x) for c in found] for found in (here, curves.of(source, len(rest))))
             above = _between(y, upper, top, own[1], own[0])
             below = _between(y, lower, bottom, own[2], own[3])
             eye = torch.minimum(torch.maximum(y, own[2]), own[1])
@@ -74,13 +66,6 @@ class Lids(nn.Module):
             near = z > rim[..., 2].mean(1, keepdim=True) - _DEPTH
             level = torch.lerp(level, warped, across.clamp(0, 1) * along.clamp(0, 1) * near)
         return torch.stack((there[..., 0], level, there[..., 2]), dim=-1)
-
-    def _curves(self, params: HeadParams, count: int) -> list[tuple[Tensor, ...]]:
-        """Of each eye four curves (B, C, 3)."""
-        moved = torch.einsum("be,ecd->bcd", move_amounts(params, count), self.moves)
-        shape = torch.einsum("bi,icd->bcd", params.identity.expand(count, -1), self.shapes)
-        found = iter((self.rest + moved + shape).split([len(curve) for eye in CURVES for curve in eye], dim=1))
-        return [tuple(next(found) for _ in eye) for eye in CURVES]
 
 
 def _between(y: Tensor, rim: Tensor, skin: Tensor, own_rim: Tensor, own_skin: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ _FACE, _ON_FACE = ("face", "lips", "eye_l", "eye_r"), 0.008  # regions, and mete
 _STEEP = 2.0  # of the front, in meters of depth a meter, where it is no more trusted
 _NEAR = 0.03  # meters along a line of sight within which a place is on the face
 _GRAZING = 0.3  # cosine of the direction to the camera under which a line of sight tells no place on the front
+_FADE = 0.2  # of that cosine, over which it is trusted more and more
 _FAINT = 1e-3  # coverage under which there is no surface
 
 
@@ -143,7 +144,8 @@ class SourceLookup(nn.Module):
             height = at[..., 0] + _at_front(moved, mean)[..., 2]
             found = found + eye * ((height - found[..., 2]) / eye[..., 2].clamp_min(_GRAZING))[..., None]
         gap = (found - points).norm(dim=-1)
-        trust = at[..., 1] * ((_NEAR - gap) / (0.5 * _NEAR)).clamp(0, 1) * ((eye[..., 2] - _GRAZING) / 0.2).clamp(0, 1)
+        facing = ((eye[..., 2] - _GRAZING) / _FADE).clamp(0, 1)
+        trust = at[..., 1] * ((_NEAR - gap) / (0.5 * _NEAR)).clamp(0, 1) * facing
         return torch.lerp(points, found, trust[..., None])
 
     def _on_mean(self, points: Tensor, moved: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ The head model's lips say where a mouth is open. There the source is asked for t
 move with the face; where those hide it, the mean head's upper teeth and tongue in plain colors stand in, for the network to light and
 correct. Lips that a smile has parted in the source are found beside the opening when they are shut.
 
-Shape legend: B pictures, N points, C points of a lip from the person's right to the left, F texels a side, E expressions, I identity.
+Shape legend: B pictures, N points, C points of a lip from the person's right to the left, F texels a side, E expressions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from avtool.head import HeadModel, HeadParams
+from avtool.portrait.curves import Curves, height
 from avtool.portrait.rig import linear_moves, move_amounts
 
 # MediaPipe's landmarks of the inner rims of both lips.
@@ -39,33 +40,26 @@ _FIXED, _WITH_JAW = "teeth_up", "teeth_lo"
 class Mouth(nn.Module):
     """Knows a head model's lips and what is behind them; without weights of its own.
 
-    Buffers (not stored, built from the head model): rims (2 C, 3) of the upper and the lower lip at rest, rim_shapes (I, 2 C, 3) of the identity
-    basis, rim_moves (E + 3, 2 C, 3) of linear_moves; parts (1, 2, F, F) coverage of tongue and upper teeth from the front; jaw_moves (E + 3, 3)
-    of the lower teeth, and of the tongue with them.
+    Buffers (not stored, built from the head model): parts (1, 2, F, F) coverage of tongue and upper teeth from the front; jaw_moves (E + 3, 3) of
+    the lower teeth, and of the tongue with them.
     """
 
     def __init__(self, head: HeadModel) -> None:
         super().__init__()
-        rows = {int(k): row for row, k in enumerate(head.landmark_ids)}
-        at, moves = torch.tensor([rows[k] for k in (*UPPER, *LOWER)]), linear_moves(head)
+        self.rims = Curves(head, (UPPER, LOWER))
         jaw = head.faces[head.region_mask(_WITH_JAW)].unique()
-        rims, shapes, rim_moves = (head.landmarks(values)[..., at, :] for values in (head.template, head.identity_basis, moves))
-        buffers = {
-            "rims": rims, "rim_shapes": shapes, "rim_moves": rim_moves,
-            "parts": torch.stack([_coverage(head, name) for name in _COLORS])[None], "jaw_moves": moves[:, jaw].mean(1),
-        }  # fmt: skip
-        for name, value in buffers.items():
-            self.register_buffer(name, value.contiguous(), persistent=False)
+        self.register_buffer("parts", torch.stack([_coverage(head, name) for name in _COLORS])[None], persistent=False)
+        self.register_buffer("jaw_moves", linear_moves(head)[:, jaw].mean(1), persistent=False)
 
     @staticmethod
     def of(head: HeadModel) -> Mouth | None:
         """None where the head model has no inner lips among its landmarks, or no teeth and tongue."""
-        lips = {int(k) for k in head.landmark_ids}.issuperset((*UPPER, *LOWER))
-        return Mouth(head) if lips and {*_COLORS, _WITH_JAW} <= set(head.region_names) else None
+        complete = Curves.known(head, (UPPER, LOWER)) and {*_COLORS, _WITH_JAW} <= set(head.region_names)
+        return Mouth(head) if complete else None
 
     def opening(self, params: HeadParams, points: Tensor) -> Tensor:
         """How surely (B, N), in [0, 1], rest points (B, N, 3) on the face lie between the lips."""
-        gap, _ = self._gap(*self._rims(params, len(points)), points)
+        gap, _ = self._gap(*self.rims.of(params, len(points)), points)
         return ((gap - _CLOSED) / _SOFT).clamp(0, 1)
 
     def places(self, source: HeadParams, params: HeadParams, rest: Tensor, there: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,18 +89,11 @@ class Mouth(nn.Module):
             found = torch.lerp(found, points.new_tensor(color), coverage)
         return found
 
-    def _rims(self, params: HeadParams, count: int) -> tuple[Tensor, Tensor]:
-        """Upper and lower rim (B, C, 3) at rest."""
-        moved = torch.einsum("be,ecd->bcd", move_amounts(params, count), self.rim_moves)
-        shape = torch.einsum("bi,icd->bcd", params.identity.expand(count, -1), self.rim_shapes)
-        upper, lower = (self.rims + moved + shape).chunk(2, dim=1)
-        return upper, lower
-
     def _outside(self, source: HeadParams, params: HeadParams, there: Tensor) -> Tensor:
         """Rest points (B, N, 3) of the source's skin, moved out of its mouth by the nearer rim, the farther the more it is shut in params."""
-        rims = self._rims(source, len(there))
+        rims = self.rims.of(source, len(there))
         gap, side = self._gap(*rims, there)
-        parted, still = (height(a, there[..., 0]) - height(b, there[..., 0]) for a, b in (rims, self._rims(params, len(there))))
+        parted, still = (height(a, there[..., 0]) - height(b, there[..., 0]) for a, b in (rims, self.rims.of(params, len(there))))
         shut = torch.where(parted > _PARTED, 1 - still / parted.clamp_min(_PARTED), 0.0).clamp(0, 1)
         push = (gap + _MARGIN * shut).clamp_min(0) * shut * side
         return torch.stack((there[..., 0], there[..., 1] + push, there[..., 2]), dim=-1)
@@ -123,14 +110,6 @@ class Mouth(nn.Module):
 def behind_lips(points: Tensor, eye: Tensor) -> Tensor:
     """Where lines of sight (B, N, 3), unit vectors toward a camera, meet the teeth behind rest points (B, N, 3) between the lips."""
     return points - eye * (_BEHIND / eye[..., 2:].abs().clamp_min(0.5))
-
-
-def height(rim: Tensor, x: Tensor) -> Tensor:
-    """y (B, N) of rims (B, C, 3), which go on in x, at x (B, N); the ends' beyond them."""
-    knots = rim[..., 0].cummax(1).values.contiguous()
-    right = torch.searchsorted(knots, x.contiguous()).clamp(1, rim.shape[1] - 1)
-    (x0, x1), (y0, y1) = ((values.gather(1, right - 1), values.gather(1, right)) for values in (knots, rim[..., 1]))
-    return torch.lerp(y0, y1, ((x - x0) / (x1 - x0).clamp_min(1e-6)).clamp(0, 1))
 
 
 def _coverage(head: HeadModel, region: str) -> Tensor:
