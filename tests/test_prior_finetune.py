@@ -52,7 +52,7 @@ def tensors(avatar: Avatar) -> dict[str, torch.Tensor]:
 
 
 def test_everything_moves_at_its_rate_and_the_given_avatar_stays(avatar: Avatar, track: Track) -> None:
-    """Adam's first step is as long as the rate: f some hundred times the rest."""
+    """Adam's first step is as long as the rate: f some hundred times the rest, the refiner in between."""
     before = tensors(avatar)
     tuned = tensors(finetune(avatar, track, replace(OPTIONS, steps=1)))
     assert all(torch.equal(value, before[name]) for name, value in tensors(avatar).items()) and avatar.offsets is None
@@ -60,7 +60,8 @@ def test_everything_moves_at_its_rate_and_the_given_avatar_stays(avatar: Avatar,
     fixed = {"gapnet.base_scales"}
     for name, value in tuned.items():
         moved = (value - before[name]).abs().max().item()
-        rate = 0.0 if name in fixed else OPTIONS.feature_rate if name == "gapnet.features" else OPTIONS.other_rate
+        rate = OPTIONS.refiner_rate if name.startswith("refiner.") else OPTIONS.other_rate
+        rate = 0.0 if name in fixed else OPTIONS.feature_rate if name == "gapnet.features" else rate
         assert moved == pytest.approx(rate, rel=0.05), name
 
 
@@ -71,9 +72,11 @@ def test_every_parameter_is_in_one_group(avatar: Avatar, track: Track) -> None:
     known += [id(t) for t in (tuning.code, tuning.identity, tuning.offsets, *tuning.motion.values(), *tuning.light.parameters())]
     listed = [id(p) for group in groups.values() for p in group]
     assert sorted(known) == sorted(listed) and len(set(listed)) == len(listed)
-    assert groups["features"] == [tuning.gapnet.features] and set(groups) == {"features", "other", "light"}
+    assert groups["features"] == [tuning.gapnet.features] and set(groups) == {"features", "refiner", "other", "light"}
+    assert groups["refiner"] == list(tuning.refiner.parameters())
     assert set(tuning.motion) == {"expression", "neck", "head", "jaw", "eyes"}
-    assert FinetuneOptions().feature_rate >= 100 * FinetuneOptions().other_rate > 0
+    rates = FinetuneOptions()
+    assert rates.feature_rate >= 100 * rates.other_rate > 0 and rates.feature_rate > rates.refiner_rate > rates.other_rate
 
 
 def test_photos_are_approached_and_reference_views_hold_the_rest(avatar: Avatar, track: Track) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from avtool.prior.photos import MAX_PHOTOS, PhotoLight, beyond_photo, hide, load
 from avtool.prior.prior import Prior
 
 SIZE, KNOWN = 48, 2
-OPTIONS = InvertOptions(steps=30, size=SIZE)
+OPTIONS = InvertOptions(steps=30, size=SIZE, free_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,42 @@ def test_the_code_is_a_convex_mix_of_known_codes(prior: Prior, track: Track) -> 
         assert (weights > 0).all() and weights.sum() == pytest.approx(1, abs=1e-4)
         mixes.append(weights)
     assert np.std(mixes, axis=0).max() > 1e-3, "each part has a mix of its own"
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.02, 10.0])
+def test_a_code_that_no_mix_makes_is_found_beyond_it(prior: Prior, track: Track, weight: float) -> None:
+    """The person's own code is left out of the prior: the mix of the others is far off, the free code comes nearer, a dear one stays."""
+    others = replace(prior, codebook=copy.deepcopy(prior.codebook))
+    others.codebook.codes = torch.nn.Parameter(prior.codebook.codes.detach()[[k for k in range(prior.num_identities) if k != KNOWN]])
+    options = replace(OPTIONS, free_steps=40, free_rate=0.1, free_weight=weight)
+    inversion = Inversion(others, load_photos(track, prior.head, SIZE), options)
+    everyone = torch.arange(len(track.frames))
+    inversion.run(None)
+    with torch.no_grad():
+        mixed = inversion.error(inversion.code(), everyone, inversion.photos)
+        assert torch.equal(inversion.code(), others.codebook.mix(inversion.logits))
+    logits = inversion.logits.clone()
+    inversion.leave_mix(None)
+    with torch.no_grad():
+        free = inversion.error(inversion.code(), everyone, inversion.photos)
+    assert torch.equal(logits, inversion.logits) and not inversion.distance.requires_grad
+    far = inversion.distance.square().mean().sqrt()
+    assert (free < 0.8 * mixed and far > 0.1) if weight < 1 else (free > 0.9 * mixed and far < 0.1)
+
+
+def test_free_steps_move_the_code_and_nothing_else(prior: Prior, track: Track) -> None:
+    before, messages = state(prior), []
+    kept = invert(prior, track, replace(OPTIONS, steps=4))
+    freed = invert(prior, track, replace(OPTIONS, steps=4, free_steps=3), lambda done, total, text: messages.append((done, total, text)))
+    assert all(torch.equal(value, before[name]) for name, value in state(prior).items())
+    assert [entry[:2] for entry in messages[-3:]] == [(1, 3), (2, 3), (3, 3)] and messages[-1][2].startswith("beyond known people")
+    spread = prior.codebook.codes.detach().std(0, correction=0)
+    moved = ((freed.code - kept.code).abs() / spread)[0][spread > 1e-6]
+    assert 0 < moved.max() < 3 * OPTIONS.free_rate * 1.01, "in deviations of the known codes"
+    one = replace(prior, codebook=copy.deepcopy(prior.codebook))
+    one.codebook.codes = torch.nn.Parameter(prior.codebook.codes.detach()[:1])
+    alone = invert(one, track, replace(OPTIONS, steps=2, free_steps=2))
+    assert torch.equal(alone.code, one.codebook.codes.detach()), "one person says nothing of how people differ"
 
 
 def test_inverting_twice_gives_the_same_and_the_seed_decides(prior: Prior, track: Track) -> None:

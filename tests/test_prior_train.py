@@ -254,6 +254,25 @@ def test_a_time_limit_ends_training_and_saves(people: Path, head: HeadModel, tmp
     assert again.num_identities == PEOPLE
 
 
+@pytest.mark.parametrize("speed", [5.0, 0.0])
+def test_codes_move_at_their_own_speed(people: Path, head: HeadModel, speed: float) -> None:
+    """Adam's first step is as long as the rate: those of who was drawn move code_speed times as far as the features."""
+    config = replace(TINY, steps=1, warmup=0, ema_decay=0.0, code_speed=speed)
+    start = Prior.create(head, PEOPLE, preset="tiny", uv_size=16, refiner="tiny")
+    data = load_training_set([people], head, SIZE)
+    with torch.no_grad():  # the last layers are zero at the start, and no code would have a gradient
+        for mlp in (start.gapnet.geometry_mlp, start.gapnet.appearance_mlp):
+            mlp.weights[-1].normal_(std=0.05)
+    trainer = Trainer(start, data, config, TrainOptions())
+    before = start.gapnet.features.detach().clone()
+    trainer.run(None, None)
+    moved = start.codebook.codes.detach().abs().flatten(1).amax(1)
+    drawn = moved > 0
+    assert bool(drawn.any()) == (speed > 0)
+    assert (start.gapnet.features.detach() - before).abs().max() == pytest.approx(config.learning_rate, rel=0.01)
+    assert moved[drawn].numpy() == pytest.approx(speed * config.learning_rate, rel=0.01)
+
+
 def test_equal_seeds_train_equal_priors_and_others_do_not(people: Path, head: HeadModel) -> None:
     config = replace(TINY, steps=2, refiner="none", max_identities=2)
     features = [
@@ -400,6 +419,7 @@ def training_config(config: TrainConfig) -> dict:
         ("steps: true", ("steps", "int")),
         ("learning_rate: fast", ("learning_rate", "float")),
         ("learning_rate: 2.0", ("learning_rate", "[0, 1)")),
+        ("code_speed: -1", ("code_speed", "at least 0")),
         ("ema_decay: 1.0", ("ema_decay",)),
         ("preset: huge", ("preset", "tiny or default")),
         ("refiner: huge", ("refiner", "none or tiny")),

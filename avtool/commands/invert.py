@@ -17,6 +17,9 @@ def invert_command(
     ] = "default",
     output: options.OutputOption = Path("inverted.safetensors"),
     steps: Annotated[int, typer.Option(min=1, help="At most this many steps; a flat loss ends earlier.")] = 500,
+    free_steps: Annotated[
+        int, typer.Option(min=0, help="Then so many steps away from the mix of known people; 0 keeps to it.")
+    ] = 150,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the compared pictures in pixels.")] = 128,
     head_model: options.HeadModelOption = "anny",
     head_model_path: options.HeadModelPathOption = None,
@@ -29,7 +32,8 @@ def invert_command(
 ) -> None:
     """Find a tracked person in a prior.
 
-    Writes a first avatar: a mix, part by part, of the people that the prior knows. finetune makes it the person.
+    Writes a first avatar: a mix, part by part, of the people that the prior knows, and a step away from it where nobody of them looks so.
+    finetune makes it the person.
 
     Example: avtool invert --prior prior.safetensors
     """
@@ -45,7 +49,7 @@ def invert_command(
     head = None if head_model == "anny" else options.load_head(head_model, head_model_path)
     loaded = Track.load(track, head)
     known = Prior.load(prior, where, head)
-    chosen = InvertOptions(steps=steps, size=size, seed=seed)
+    chosen = InvertOptions(steps=steps, free_steps=free_steps, size=size, seed=seed)
     with console.progress("inverting", quiet) as step:
         avatar = invert(known, loaded, chosen, step, name="standard input" if track == "-" else track)
     avatar.save(output, {"prior": Path(prior).name, "seed": str(seed)})

@@ -32,6 +32,9 @@ class TrainConfig:
     light: str = "any"  # even: without people whose track says that their light is uneven
     precision: str = "fp32"  # bf16: products of the networks in bfloat16, where the hardware is faster at it
     learning_rate: float = 1e-3  # [1e-3]
+    # Times learning_rate for the codes [1]: a code moves only when its person is drawn, once in a round of all people, and thousands of
+    # steps are few rounds.
+    code_speed: float = 5.0
     track_rate: float = 1e-5  # identity, expression, pose: 0 keeps exact synthetic parameters as they are
     offset_rate: float = 1e-6  # static vertex offsets, metres a step
     warmup: int = 100
@@ -93,6 +96,8 @@ def check_config(config: TrainConfig, file: str = "configuration") -> TrainConfi
         raise FormatError(file, "accumulate", f"a divisor of the {people} people of a batch", config.accumulate)
     if config.perceptual == "st-lpips" and config.weights.lpips == 0:
         raise FormatError(file, "perceptual", "a weight for st-lpips (weights.lpips, --lpips)", 0)
+    if config.code_speed < 0:
+        raise FormatError(file, "code_speed", "at least 0", config.code_speed)
     if config.pseudo_weight < 0:
         raise FormatError(file, "pseudo_weight", "at least 0", config.pseudo_weight)
     if not 0 <= config.real_target <= 1:

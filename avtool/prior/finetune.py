@@ -1,6 +1,6 @@
 """Fine-tuning (HeadGAP section 3.4): what the prior does not know of a person, learned from the photos under three guards.
 
-1. f learns fast, everything else hundreds of times slower. 2. The mouth takes no part in the loss. 3. Reference views,
+1. f learns fast, the screen-space network thirty times and everything else hundreds of times slower. 2. The mouth takes no part in the loss. 3. Reference views,
 rendered before, must stay as they were.
 
 Pseudo pictures of the person from other sides (see pseudo_views.py) may add structure where the photos show nothing.
@@ -48,6 +48,9 @@ class FinetuneOptions:
     # steps come nearer to held-out frames. f still moves 300 times as fast as the rest.
     feature_rate: float = 0.03
     other_rate: float = 1e-4
+    # The screen-space network looks at a few pixels at a time, the same in every view: what it learns of hair and skin from the photos holds
+    # in others.
+    refiner_rate: float = 1e-3
     light_rate: float = 2e-3
     exclude_mouth: bool = True
     reference_weight: float = 0.01  # lambda_ref, of the sum over the views; 0 switches view regularization off
@@ -88,12 +91,12 @@ class Finetuning:
         self.references = make_reference_views(avatar, options.reference_views, options.reference_size) if guarded else None
 
     def groups(self) -> dict[str, list[Tensor]]:
-        """Parameters by the name of their learning rate: "features", "light", and "other"."""
+        """Parameters by the name of their learning rate: "features", "refiner", "light", and "other"."""
         features = self.gapnet.features
         networks = [p for p in self.gapnet.parameters() if p is not features]
-        networks += [] if self.refiner is None else list(self.refiner.parameters())
+        refiner = [] if self.refiner is None else list(self.refiner.parameters())
         person = [self.code, self.identity, self.offsets, *self.motion.values()]
-        return {"features": [features], "other": networks + person, "light": self.light.parameters()}
+        return {"features": [features], "refiner": refiner, "other": networks + person, "light": self.light.parameters()}
 
     def next_photo(self) -> int:
         """Photos in shuffled rounds."""
@@ -192,7 +195,9 @@ class Finetuning:
     def run(self, progress: Progress | None) -> None:
         """All steps."""
         options = self.options
-        rates = {"features": options.feature_rate, "other": options.other_rate, "light": options.light_rate}
+        rates = {
+            "features": options.feature_rate, "refiner": options.refiner_rate, "other": options.other_rate, "light": options.light_rate,
+        }  # fmt: skip
         stage = Stage("fine-tuning", options.steps, rates)
 
         def on_step(step: int, value: float, parts: dict) -> None:

@@ -1,5 +1,8 @@
 """Inversion (HeadGAP section 3.4): the person as a convex mix of the prior's codes, everything else frozen.
 
+A second stage, which the paper does not have, lets the code leave the mix: gray hair or a blue cap that nobody in the prior has become
+those of a whole part, on the sides that no photo shows, too. What fine-tuning learns afterwards stays where the photos show it.
+
 Shape legend: B photos, K identities, P parts.
 """
 
@@ -36,12 +39,17 @@ class InvertOptions:
     scan_size: int = 64  # and by plain splats: who is alike shows in small pictures, too
     flat_window: int = 50  # steps over which the loss must still fall ...
     flat_fraction: float = 0.005  # ... by this fraction, or the stage ends
+    # The stage in which the code leaves the mix, in standard deviations of the known codes: their step, and what a squared one costs. Half a
+    # deviation is usual after it; without the cost outlines drift on sides that no photo shows.
+    free_steps: int = 150
+    free_rate: float = 0.03
+    free_weight: float = 0.02
     weights: LossWeights = LossWeights()
     seed: int = 0
 
 
 class Inversion:
-    """What inversion holds fixed (meshes, networks) and what it moves (w, light)."""
+    """What inversion holds fixed (meshes, networks) and what it moves (w and light, then the code's distance from the mix and light)."""
 
     def __init__(self, prior: Prior, photos: PhotoSet, options: InvertOptions) -> None:
         self.prior, self.photos, self.options = prior, photos, options
@@ -49,12 +57,19 @@ class Inversion:
             if module is not None:
                 module.requires_grad_(False)
         self.logits = torch.zeros(prior.num_identities, prior.num_parts, device=prior.device)
+        codes = prior.codebook.codes.detach()
+        self.spread = codes.std(0, keepdim=True, correction=0)
+        self.distance = torch.zeros_like(self.spread)
         self.light = PhotoLight(len(photos), prior.device)
         self.generator = torch.Generator().manual_seed(options.seed)
         with torch.no_grad():
             meshes = prior.head.stages(photos.params)
             self.posed, self.unposed = meshes.posed, meshes.unposed
             self.neutral = meshes.neutral.reshape(-1, *meshes.neutral.shape[-2:])[:1]  # one person: one neutral face
+
+    def code(self) -> Tensor:
+        """The person's code (1, P, C2): the mix, and the distance from it in standard deviations of the known codes."""
+        return self.prior.codebook.mix(self.logits) + self.spread * self.distance
 
     def error(self, code: Tensor, index: Tensor, photos: PhotoSet, refine: bool = True) -> Tensor:
         """Mean over `photos` at index (b,) of how far the person with a code (1, P, C2) is from them."""
@@ -118,6 +133,24 @@ class Inversion:
         run_stage(stage, params, loss, on_step)
         self.logits.requires_grad_(False)
 
+    def leave_mix(self, progress: Progress | None) -> None:
+        """Optimize the distance of the code from the mix, which stays."""
+        options = self.options
+        with torch.no_grad():
+            mix = self.prior.codebook.mix(self.logits)
+        stage = Stage("free code", options.free_steps, {"distance": options.free_rate, "light": options.light_rate})
+
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+            cost = options.free_weight * self.distance.square().mean()
+            return self.error(mix + self.spread * self.distance, self.draw(), self.photos) + cost, {}
+
+        def on_step(step: int, value: float, parts: dict) -> None:
+            if progress is not None:
+                progress(step + 1, options.free_steps, f"beyond known people, loss {value:.4f}")
+
+        run_stage(stage, {"distance": self.distance, "light": self.light.parameters()}, loss, on_step)
+        self.distance.requires_grad_(False)
+
 
 def is_flat(history: list[float], window: int, fraction: float) -> bool:
     """Whether the mean loss of the last window fell by less than a fraction of that of the window before."""
@@ -132,7 +165,8 @@ def invert(
 ) -> Avatar:
     """Find a tracked person in the prior.
 
-    Only w (K, P) moves, and a gain and bias per photo that are forgotten afterwards; the prior is not changed.
+    Only w (K, P) moves, then the code's distance from the mix, and a gain and bias per photo that are forgotten afterwards; the prior is
+    not changed. With `free_steps` 0 the code is the paper's mix.
 
     Args:
         name: what to call the track in an error, usually its file.
@@ -145,8 +179,10 @@ def invert(
         size = min(options.size, options.scan_size)
         inversion.scan(load_photos(track, prior.head, size, name), progress)
     inversion.run(progress)
+    if options.free_steps > 0 and prior.num_identities > 1:
+        inversion.leave_mix(progress)
     with torch.no_grad():
-        code = prior.codebook.mix(inversion.logits)
+        code = inversion.code()
     identity = torch.as_tensor(track.identity, dtype=torch.float32, device=prior.device)
     offsets = None if track.offsets is None else torch.as_tensor(track.offsets, dtype=torch.float32, device=prior.device)
     return Avatar(

@@ -88,6 +88,7 @@ class Trainer:
             steps=config.steps,
             learning_rates={
                 **{name: config.learning_rate for name in self.prior.parameter_groups()},
+                "codes": config.code_speed * config.learning_rate,
                 "tracking": config.track_rate,
                 "offsets": config.offset_rate,
             },

@@ -3,12 +3,13 @@
 Three views of each in (the front and one from either side), its other views and expressions out, exact parameters, matte on white,
 256 pixels. Priors that differ in one thing each are trained with the same steps and kept in OUT; a run goes on where one stopped.
 
-Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others/ [--steps 2000] [--prior default] [--only TABLE ...]
+Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others/ [--steps 2000] [--prior default] [--init PRIOR] [--only TABLE ...]
        --train      people to train the variants on (avtool synth-data); the curve takes the first 25, 50, 100 and 200 of them
        --held-out   people of another seed, 12 or more
 Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts,
-dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), people
-(25 to 200), the last three with inversion alone beside the whole chain. psnr_face, psnr_mouth and psnr_eyes are those of boxes around parts
+dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), cnn (one
+training whose --whole-steps on whole pictures are run twice, with the CNN and without it: less is left to chance than in trainings that
+differ from their start), people (25 to 200), the last four with inversion alone beside the whole chain. psnr_face, psnr_mouth and psnr_eyes are those of boxes around parts
 of the posed head, in views within 60 degrees of the front; in the last column is each figure's difference to the first row. Writes OUT/table.md, OUT/table.json.
 """
 
@@ -61,7 +62,9 @@ PARTS = {"full": {}, "without parts": {"single_part": True}, "without dynamics":
 PEOPLE = (25, 50, 100, 200)
 LAST = "no prior, not stopped by the test pictures"
 UNTRAINED = "no prior: the same networks, untrained, tuned"
-TABLES = ("rows", "parts", "parts_whole", "people")
+TABLES = ("rows", "parts", "parts_whole", "cnn", "people")
+SHARED = {"coarse_share": 0.5}  # quarter-size pictures first: most of these steps go into the codes
+CNN = {"full": {}, "without CNN": {"refiner": "none"}}
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,8 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> di
     }
 
 
-def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, object]) -> Path:
-    """A prior that differs from the full one by `changes`; trained once, resumed after an interruption."""
+def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, object], init: str | None = None) -> Path:
+    """A prior that differs from the full one by `changes`; trained once, from nothing or the prior `init`, resumed after an interruption."""
     file = out / f"prior_{name.replace(' ', '_')}.safetensors"
     if file.is_file():
         return file
@@ -172,14 +175,21 @@ def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, o
     command = [sys.executable, "-m", "avtool", "train-prior", str(people), "-o", str(file), "--config", str(config), "--force"]
     if checkpoint.is_file():
         command += ["--resume", str(checkpoint)]
+    elif init is not None:
+        command += ["--init", init]
     run_training(name, command)
     return file
 
 
-def trained_whole(out: Path, name: str, people: Path, steps: int, more: int, changes: dict[str, object]) -> Path:
-    """A trained variant after more steps on pictures of twice the size; made once, resumed after an interruption."""
-    start = trained(out, name, people, steps, changes)
-    file = out / f"{start.stem}_whole.safetensors"
+def trained_whole(
+    out: Path, name: str, people: Path, steps: int, more: int, changes: dict[str, object], init: str | None = None, branch: bool = False
+) -> Path:  # fmt: skip
+    """A trained variant after more steps on pictures of twice the size; made once, resumed after an interruption.
+
+    branch: what is changed is changed after `steps`, which all variants share.
+    """
+    start = trained(out, "shared" if branch else name, people, steps, SHARED if branch else changes, init)
+    file = out / f"prior_{name.replace(' ', '_')}_{'branch' if branch else 'whole'}.safetensors"
     if file.is_file():
         return file
     checkpoint = file.with_suffix(".checkpoint.safetensors")
@@ -187,7 +197,8 @@ def trained_whole(out: Path, name: str, people: Path, steps: int, more: int, cha
         saved = Checkpoint.load(start.with_suffix(".checkpoint.safetensors"))
         whole = {"steps": steps + more, "image_size": 2 * saved.config["image_size"], "coarse_share": steps / (steps + more)}
         data = load_training_set([people], load_head_model(), whole["image_size"]).fingerprint()
-        replace(saved, config={**saved.config, **whole}, data=data).save(checkpoint)
+        # Whatever the checkpoint holds of a network that is left out is not read.
+        replace(saved, config={**saved.config, **whole, **(changes if branch else {})}, data=data).save(checkpoint)
     command = [sys.executable, "-m", "avtool", "train-prior", str(people), "-o", str(file), "--resume", str(checkpoint), "--force"]
     run_training(f"{name}, whole pictures", [*command, "--steps", str(steps + more)])
     return file
@@ -236,6 +247,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--whole-steps", type=int, default=600, help="of the table parts_whole, after --steps")
     parser.add_argument("--prior", default="default")
+    parser.add_argument("--init", help="a prior that the variants start from, instead of from nothing (tables cnn, people)")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--size", type=int, default=256, help="of the photos that are tuned on and of the pictures that are compared")
     parser.add_argument("--quick", action="store_true", help="few steps: a smoke test, no figures")
@@ -246,13 +258,15 @@ def main() -> None:
     file = args.out / "table.json"
     tables = json.loads(file.read_text()) if file.is_file() else {}
     if args.train is None and set(args.only) - {"rows"}:
-        parser.error("the tables parts, parts_whole and people need --train")
+        parser.error("the tables parts, parts_whole, cnn and people need --train")
     for title in args.only:
         if title == "rows":
             rows = subject_rows(args.prior, args.quick, head, args.size)
         else:
-            changes = {f"{n} people": {"max_identities": n} for n in PEOPLE} if title == "people" else PARTS
-            make = partial(trained_whole, more=args.whole_steps) if title == "parts_whole" else trained
+            changes = {"people": {f"{n} people": {"max_identities": n} for n in PEOPLE}, "cnn": CNN}.get(title, PARTS)
+            init = args.init if title in ("cnn", "people") else None  # a known prior's parts are its own
+            whole = partial(trained_whole, more=args.whole_steps, branch=title == "cnn")
+            make = partial(whole if title in ("cnn", "parts_whole") else trained, init=init)
             priors = {name: make(args.out, name, args.train, args.steps, changes=change) for name, change in changes.items()}
             rows = variant_rows(priors, args.quick, head, args.size)
         tables.setdefault(title, {})
