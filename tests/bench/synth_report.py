@@ -130,6 +130,8 @@ def measure(crop: Crop) -> list[float] | None:
 
 def verdict(real: NDArray[np.float64], synthetic: NDArray[np.float64], words: tuple[str, str]) -> str:
     """How the synthetic values (M,) differ from the real ones (N,), in standard deviations of the real ones."""
+    if len(real) < 2:
+        return "one real crop says nothing of their spread"
     gap = (synthetic.mean() - real.mean()) / max(real.std(), 1e-9)
     if abs(gap) < 0.25:
         return f"alike ({gap:+.1f} sd)"
