@@ -1,7 +1,7 @@
 """Fine-tuning (HeadGAP section 3.4): what the prior does not know of a person, learned from the photos under three guards.
 
-1. f learns fast, the screen-space network thirty times and everything else hundreds of times slower. 2. The mouth takes no part in the loss. 3. Reference views,
-rendered before, must stay as they were.
+1. f learns fast, the screen-space network thirty times and everything else hundreds of times slower. 2. The mouth takes no part
+in the loss. 3. Reference views, rendered before, must stay as they were.
 
 Pseudo pictures of the person from other sides (see pseudo_views.py) may add structure where the photos show nothing.
 

@@ -136,13 +136,11 @@ class Inversion:
     def leave_mix(self, progress: Progress | None) -> None:
         """Optimize the distance of the code from the mix, which stays."""
         options = self.options
-        with torch.no_grad():
-            mix = self.prior.codebook.mix(self.logits)
         stage = Stage("free code", options.free_steps, {"distance": options.free_rate, "light": options.light_rate})
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
             cost = options.free_weight * self.distance.square().mean()
-            return self.error(mix + self.spread * self.distance, self.draw(), self.photos) + cost, {}
+            return self.error(self.code(), self.draw(), self.photos) + cost, {}
 
         def on_step(step: int, value: float, parts: dict) -> None:
             if progress is not None:

@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12, help="held-out people")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--whole-steps", type=int, default=600, help="of the table parts_whole, after --steps")
+    parser.add_argument("--whole-steps", type=int, default=600, help="of the tables parts_whole and cnn, after --steps")
     parser.add_argument("--prior", default="default")
     parser.add_argument("--init", help="a prior that the variants start from, instead of from nothing (tables cnn, people)")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
