@@ -6,7 +6,8 @@ Three views of each in (the front and one from either side), its other views and
 Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others/ [--steps 2000] [--prior default] [--init PRIOR] [--only TABLE ...]
        --train      people to train the variants on (avtool synth-data); the curve takes the first 25, 50, 100 and 200 of them
        --held-out   people of another seed, 12 or more
-Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), parts (full, without parts,
+Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), refiner (--prior with its CNN, and without
+it from fine-tuning on), parts (full, without parts,
 dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), cnn (one
 training whose --whole-steps on whole pictures are run twice, with the CNN and without it: less is left to chance than in trainings that
 differ from their start), people (25 to 200), the last four with inversion alone beside the whole chain. psnr_face, psnr_mouth and psnr_eyes are those of boxes around parts
@@ -16,6 +17,7 @@ of the posed head, in views within 60 degrees of the front; in the last column i
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -62,7 +64,7 @@ PARTS = {"full": {}, "without parts": {"single_part": True}, "without dynamics":
 PEOPLE = (25, 50, 100, 200)
 LAST = "no prior, not stopped by the test pictures"
 UNTRAINED = "no prior: the same networks, untrained, tuned"
-TABLES = ("rows", "parts", "parts_whole", "cnn", "people")
+TABLES = ("rows", "refiner", "parts", "parts_whole", "cnn", "people")
 SHARED = {"coarse_share": 0.5}  # quarter-size pictures first: most of these steps go into the codes
 CNN = {"full": {}, "without CNN": {"refiner": "none"}}
 
@@ -164,6 +166,33 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> di
     }
 
 
+def refiner_rows(prior_name: str, quick: bool, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
+    """Fine-tuning from one inversion with the prior's CNN, and with the CNN taken away before.
+
+    With a CNN the photos count twice, as refined and as plain pictures, and the reference views once. They have the double weight there, so that
+    either way the photos and the views are in the same proportion, and what differs is the CNN.
+    """
+    cut = {"steps": 30} if quick else {}
+    known: dict[str, Subject] = {}
+
+    def tuned(case: Case, refiner: bool) -> Subject:
+        start, key = f"{case.name} inverted", f"{case.name} {refiner}"
+        if start not in known:
+            known[start] = invert(Prior.load(prior_name), case.photos, InvertOptions(**cut))
+        if key not in known:
+            avatar, options = copy.copy(known[start]), FinetuneOptions(size=size, **cut)
+            if not refiner:
+                avatar.refiner = None
+            known[key] = finetune(avatar, case.photos, replace(options, reference_weight=options.reference_weight * (2 if refiner else 1)))
+        return known[key]
+
+    return {
+        "with its CNN": (lambda case: tuned(case, True), "refined"),
+        "CNN taken away before fine-tuning": (lambda case: tuned(case, False), "unrefined"),
+        "with its CNN, drawn without it": (lambda case: tuned(case, True), "unrefined"),
+    }
+
+
 def trained(out: Path, name: str, people: Path, steps: int, changes: dict[str, object], init: str | None = None) -> Path:
     """A prior that differs from the full one by `changes`; trained once, from nothing or the prior `init`, resumed after an interruption."""
     file = out / f"prior_{name.replace(' ', '_')}.safetensors"
@@ -257,11 +286,13 @@ def main() -> None:
     cases = load_cases(args.held_out, head, args.count)
     file = args.out / "table.json"
     tables = json.loads(file.read_text()) if file.is_file() else {}
-    if args.train is None and set(args.only) - {"rows"}:
+    if args.train is None and set(args.only) - {"rows", "refiner"}:
         parser.error("the tables parts, parts_whole, cnn and people need --train")
     for title in args.only:
         if title == "rows":
             rows = subject_rows(args.prior, args.quick, head, args.size)
+        elif title == "refiner":
+            rows = refiner_rows(args.prior, args.quick, args.size)
         else:
             changes = {"people": {f"{n} people": {"max_identities": n} for n in PEOPLE}, "cnn": CNN}.get(title, PARTS)
             init = args.init if title in ("cnn", "people") else None  # a known prior's parts are its own
