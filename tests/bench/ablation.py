@@ -3,7 +3,8 @@
 Protocol: three photos of one clip in (the first --photos of five), every 10th frame of its last 60 % out, matte on white, 256 pixels, the clip's whole
 frame. Identity and focal length of the test frames are fixed to the photos' fit. Tracks are made once and kept in the output directory.
 
-Usage: python tests/bench/ablation.py OUT [--data ../shared/data] [--clips obama_wh ...] [--prior default] [--photos 3] [--quick]
+Usage: python tests/bench/ablation.py OUT [--data ../shared/data] [--clips obama_wh ...] [--prior default] [--photos 3]
+       [--recognizer FILE] [--backbone vgg|alex] [--quick]
 Writes OUT/table.md, OUT/table.json and per clip a contact sheet OUT/CLIP/sheet_ROW.png.
 """
 
@@ -192,10 +193,11 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=PHOTOS, help="of each clip, its first so many")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--recognizer", type=Path, help="face recognizer for identity similarity (.onnx, or a trusted .pt)")
+    parser.add_argument("--backbone", choices=("vgg", "alex"), default="vgg", help="of LPIPS and ST-LPIPS, where their weights are at hand")
     parser.add_argument("--quick", action="store_true", help="few steps and every 60th frame: a smoke test, no figures")
     args = parser.parse_args()
     head = load_head_model()
-    meters = load_meters(None if args.recognizer is None else str(args.recognizer))
+    meters = load_meters(None if args.recognizer is None else str(args.recognizer), args.backbone)
     per_clip: dict[str, dict[str, dict]] = {}
     for name in args.clips:
         folder = args.out / name
