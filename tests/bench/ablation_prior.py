@@ -136,8 +136,13 @@ def measure(build: Callable[[Case], Subject], cases: list[Case], head: HeadModel
     return values
 
 
-def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
-    """The four rows of method.md 1.5, with two more meanings of "no prior": how each makes its person, and the pictures it is measured by."""
+def subject_rows(
+    prior_name: str, quick: bool, head: HeadModel, size: int, hold: float = 1.0
+) -> dict[str, tuple[Callable[[Case], Subject], str]]:
+    """The four rows of method.md 1.5, with two more meanings of "no prior": how each makes its person, and the pictures it is measured by.
+
+    hold: the reference views' weight in the last row, times the usual one.
+    """
     cut, free = ({"steps": 30}, 50) if quick else ({}, 300)
     known: dict[str, Subject] = {}
 
@@ -162,7 +167,7 @@ def subject_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> di
         UNTRAINED: (untrained, "refined"),
         ROWS[1]: (inverted, "refined"),
         ROWS[2]: (lambda case: tuned(case, reference_weight=0.0), "refined"),
-        ROWS[3]: (tuned, "refined"),
+        ROWS[3]: (partial(tuned, reference_weight=hold * FinetuneOptions().reference_weight), "refined"),
     }
 
 
@@ -243,7 +248,9 @@ def variant_rows(priors: dict[str, Path], quick: bool, head: HeadModel, size: in
     """Inversion alone and the whole chain with each of some priors; one without CNN is measured by its splats, and the full one also so."""
     rows = {}
     for name, file in priors.items():
-        chain, mode = subject_rows(str(file), quick, head, size), "unrefined" if name == "without CNN" else "refined"
+        # Without a CNN the photos count once, not as refined and as plain pictures: half the hold keeps their proportion to the reference views.
+        hold, mode = (0.5, "unrefined") if name == "without CNN" else (1.0, "refined")
+        chain = subject_rows(str(file), quick, head, size, hold)
         rows[name] = (chain[ROWS[3]][0], mode)
         rows[f"{name}, inversion alone"] = (chain[ROWS[1]][0], mode)
         if name == "full":
