@@ -7,8 +7,7 @@ Usage: python tests/bench/ablation_prior.py OUT --train heads/ --held-out others
        --train      people to train the variants on (avtool synth-data); the curve takes the first 25, 50, 100 and 200 of them
        --held-out   people of another seed, 12 or more
 Tables: rows (no prior in three meanings, inversion, + fine-tuning, + view regularization of --prior), refiner (--prior with its CNN, and without
-it from fine-tuning on), parts (full, without parts,
-dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), cnn (one
+it from fine-tuning on), parts (full, without parts, dynamics, CNN), parts_whole (the same after --whole-steps more on pictures of whole size, where the steps before saw half of it), cnn (one
 training whose --whole-steps on whole pictures are run twice, with the CNN and without it: less is left to chance than in trainings that
 differ from their start), people (25 to 200), the last four with inversion alone beside the whole chain. psnr_face, psnr_mouth and psnr_eyes are those of boxes around parts
 of the posed head, in views within 60 degrees of the front; in the last column is each figure's difference to the first row. Writes OUT/table.md, OUT/table.json.
@@ -171,30 +170,24 @@ def subject_rows(
     }
 
 
-def refiner_rows(prior_name: str, quick: bool, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
+def refiner_rows(prior_name: str, quick: bool, head: HeadModel, size: int) -> dict[str, tuple[Callable[[Case], Subject], str]]:
     """Fine-tuning from one inversion with the prior's CNN, and with the CNN taken away before.
 
     With a CNN the photos count twice, as refined and as plain pictures, and the reference views once. They have the double weight there, so that
     either way the photos and the views are in the same proportion, and what differs is the CNN.
     """
-    cut = {"steps": 30} if quick else {}
-    known: dict[str, Subject] = {}
+    chain = subject_rows(prior_name, quick, head, size, hold=2.0)
+    inverted, tuned = chain[ROWS[1]][0], chain[ROWS[3]][0]
 
-    def tuned(case: Case, refiner: bool) -> Subject:
-        start, key = f"{case.name} inverted", f"{case.name} {refiner}"
-        if start not in known:
-            known[start] = invert(Prior.load(prior_name), case.photos, InvertOptions(**cut))
-        if key not in known:
-            avatar, options = copy.copy(known[start]), FinetuneOptions(size=size, **cut)
-            if not refiner:
-                avatar.refiner = None
-            known[key] = finetune(avatar, case.photos, replace(options, reference_weight=options.reference_weight * (2 if refiner else 1)))
-        return known[key]
+    def without(case: Case) -> Subject:
+        avatar = copy.copy(inverted(case))
+        avatar.refiner = None
+        return finetune(avatar, case.photos, FinetuneOptions(size=size, **({"steps": 30} if quick else {})))
 
     return {
-        "with its CNN": (lambda case: tuned(case, True), "refined"),
-        "CNN taken away before fine-tuning": (lambda case: tuned(case, False), "unrefined"),
-        "with its CNN, drawn without it": (lambda case: tuned(case, True), "unrefined"),
+        "with its CNN": (tuned, "refined"),
+        "CNN taken away before fine-tuning": (without, "unrefined"),
+        "with its CNN, drawn without it": (tuned, "unrefined"),
     }
 
 
@@ -299,7 +292,7 @@ def main() -> None:
         if title == "rows":
             rows = subject_rows(args.prior, args.quick, head, args.size)
         elif title == "refiner":
-            rows = refiner_rows(args.prior, args.quick, args.size)
+            rows = refiner_rows(args.prior, args.quick, head, args.size)
         else:
             changes = {"people": {f"{n} people": {"max_identities": n} for n in PEOPLE}, "cnn": CNN}.get(title, PARTS)
             init = args.init if title in ("cnn", "people") else None  # a known prior's parts are its own

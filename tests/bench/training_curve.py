@@ -2,7 +2,7 @@
 
 Every dot is a line of the log (one batch), the line the mean of the WINDOW lines around it.
 
-Usage: python tests/bench/training_curve.py avtool/prior/data/default.log -o tests/bench/default_prior_curve.png
+Usage: python tests/bench/training_curve.py avtool/prior/data/default.log -o tests/bench/default_prior_curve.png [--title TEXT]
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
         if found:
             words = found[2].split()
             rows.append({"step": float(found[1])} | {name: float(value) for name, value in zip(words[::2], words[1::2])})
-    if not rows:
+    columns = {key: np.array([row[key] for row in rows]) for key in rows[0] if all(key in row for row in rows)} if rows else {}
+    if not columns.keys() & KINDS.keys():
         raise SystemExit(f"{path}: expected lines like 'step 100: loss 0.4 psnr 15', found none")
-    return {key: np.array([row[key] for row in rows]) for key in rows[0] if all(key in row for row in rows)}
+    return columns
 
 
 def smoothed(values: NDArray[np.float64], window: int = WINDOW) -> NDArray[np.float64]:
